@@ -1,0 +1,21 @@
+.PHONY: run test lint bench fuzz
+
+# A three-node cluster on this machine; the page's address is printed.
+run:
+	go run ./cmd/longhouse demo
+
+test:
+	go test ./...
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+# Go benchmarks, then both servers side by side with the ratios (needs wrk).
+bench:
+	go test -run '^$$' -bench . -benchmem ./...
+	go run ./.ci/bench
+
+fuzz:
+	.ci/fuzz 30s

@@ -1,0 +1,18 @@
+// Package membership is the pure core of memberships that hear heartbeats: a
+// table of who has been heard, when, and what of it is news. It does no I/O,
+// starts no goroutine and reads no clock: time is an argument.
+//
+// Heartbeats are not authenticated, so the table believes little:
+//
+//   - A record counts as life only if the alive time in it goes on. Duplicates
+//     and replays of old records refresh nobody and bring nobody back. A member
+//     whose clock was set back is believed again when its records go on in step
+//     with this node's clock.
+//   - Newcomers are taken in at once only at a bounded rate and number. Beyond
+//     that they must be heard twice. They never push out a member.
+//   - A newcomer that claims the address of a member waits until that has
+//     fallen silent.
+//
+// It imports the standard library and package channel, and must not import
+// anything else.
+package membership

@@ -1,0 +1,213 @@
+package config
+
+import "time"
+
+// Config is the configuration of one node. See the README of cmd for a commented
+// example.
+type Config struct {
+	// Node is about the process.
+	Node Node `yaml:"node"`
+	// Admin is the listener of the admin API.
+	Admin Admin `yaml:"admin"`
+	// Log is about logging.
+	Log Log `yaml:"log"`
+	// Connectors accept requests.
+	Connectors []Connector `yaml:"connectors"`
+	// Engine is the tree of containers.
+	Engine Engine `yaml:"engine"`
+	// Cluster joins the node to others; nil for a single node.
+	Cluster *Cluster `yaml:"cluster"`
+
+	// Warnings were found while reading.
+	Warnings []Problem `yaml:"-"`
+}
+
+// Node is about the process.
+type Node struct {
+	// Name is the node's name for people; default is the engine's route, or
+	// the host name.
+	Name string `yaml:"name"`
+	// WorkDir holds plugin sockets, staged bundles and the like. Default is a
+	// private temporary directory that is removed at the end.
+	WorkDir string `yaml:"work_dir"`
+	// ShutdownTimeout bounds the whole stop. Default 30s.
+	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+}
+
+// Admin is the listener of the admin API.
+type Admin struct {
+	// Address is host:port; default 127.0.0.1:8077 or, if that is taken, the
+	// next free one. "off" disables it.
+	Address string `yaml:"address"`
+}
+
+// Log is about logging.
+type Log struct {
+	// Level is debug, info, warn or error. Default info.
+	Level string `yaml:"level"`
+	// Format is auto (console on a terminal, else JSON), console or json.
+	Format string `yaml:"format"`
+}
+
+// Connector is one listener for requests.
+type Connector struct {
+	// Protocol is http (HTTP/1.1; HTTP/2 by ALPN if TLS is set), h2c (HTTP/1.1
+	// and HTTP/2 without TLS) or ajp. Default http.
+	Protocol string `yaml:"protocol"`
+	// Address is host:port. Default 127.0.0.1:8080.
+	Address string `yaml:"address"`
+	// NextFree tries up to that many further ports if the port is taken.
+	NextFree int `yaml:"next_free"`
+	// TLS switches TLS on.
+	TLS *TLS `yaml:"tls"`
+	// HeaderTimeout bounds reading a request's header. Default 10s.
+	HeaderTimeout time.Duration `yaml:"header_timeout"`
+	// IdleTimeout closes kept-alive connections. Default 60s.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// MaxHeaderBytes bounds the request header. Default 64 KiB.
+	MaxHeaderBytes int `yaml:"max_header_bytes"`
+	// MaxConnections bounds the open connections; 0 is 10,000.
+	MaxConnections int `yaml:"max_connections"`
+
+	Pos Pos `yaml:"-"`
+}
+
+// TLS names the files of a certificate.
+type TLS struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+	// ClientCA, when set, demands client certificates of that authority.
+	ClientCA string `yaml:"client_ca"`
+}
+
+// Engine is the outermost container.
+type Engine struct {
+	Name string `yaml:"name"`
+	// DefaultHost serves requests for unknown host names. Default is the first
+	// host.
+	DefaultHost string `yaml:"default_host"`
+	// Route (Tomcat: jvmRoute) is appended to session ids, so that a balancer
+	// finds this node again.
+	Route string `yaml:"route"`
+	// Valves are the outermost pipeline. If the node has a cluster and neither
+	// routebinder nor replication is written anywhere, both are added here.
+	Valves []Component `yaml:"valves"`
+	Hosts  []Host      `yaml:"hosts"`
+}
+
+// Host is a virtual host.
+type Host struct {
+	Name     string      `yaml:"name"`
+	Aliases  []string    `yaml:"aliases"`
+	Valves   []Component `yaml:"valves"`
+	Contexts []Context   `yaml:"contexts"`
+
+	Pos Pos `yaml:"-"`
+}
+
+// Context is one application under a path.
+type Context struct {
+	// Path is "" (or "/") for the root, or "/shop".
+	Path string `yaml:"path"`
+	// App is "demo", the name of an application compiled in, or empty if Dir
+	// is set or an application is compiled in for this path.
+	App string `yaml:"app"`
+	// Dir is a directory of static files to serve.
+	Dir string `yaml:"dir"`
+	// Distributable replicates the sessions (web.xml: <distributable/>).
+	// Default true when the node has a cluster.
+	Distributable *bool `yaml:"distributable"`
+	// Session is about the context's sessions.
+	Session Session `yaml:"session"`
+	// Manager replaces the cluster's manager for this context.
+	Manager *Component  `yaml:"manager"`
+	Valves  []Component `yaml:"valves"`
+
+	// Placeholder says that nobody wrote App: an application that is compiled
+	// in for this path takes its place.
+	Placeholder bool `yaml:"-"`
+
+	Pos Pos `yaml:"-"`
+}
+
+// Session is about the sessions of a context.
+type Session struct {
+	// Timeout is the life without a request. Default 30m; 0 or less is for
+	// ever.
+	Timeout *time.Duration `yaml:"timeout"`
+	// Cookie is the cookie's name; default JSESSIONID. The path parameter has
+	// the same name in lower case.
+	Cookie string `yaml:"cookie"`
+	// CookiePath is the cookie's path; default the context path.
+	CookiePath string `yaml:"cookie_path"`
+	// CookieDomain is the cookie's domain; default none.
+	CookieDomain string `yaml:"cookie_domain"`
+	// SameSite is lax, strict or none. Default lax.
+	SameSite string `yaml:"same_site"`
+	// Cookies false tracks sessions only by the path parameter.
+	Cookies *bool `yaml:"cookies"`
+	// MaxSize refuses bigger sessions, in bytes. Default 16 MiB.
+	MaxSize int `yaml:"max_size"`
+	// WarnSize logs bigger sessions, in bytes. Default 1 MiB.
+	WarnSize int `yaml:"warn_size"`
+}
+
+// Cluster joins the node to others.
+type Cluster struct {
+	// Send says what a request waits for: async, ack or sync; see core.Level.
+	// Default async.
+	Send string `yaml:"send"`
+	// Manager keeps the sessions. Default delta.
+	Manager  Component  `yaml:"manager"`
+	Channel  Channel    `yaml:"channel"`
+	Deployer *Component `yaml:"deployer"`
+
+	Pos Pos `yaml:"-"`
+}
+
+// Channel is the stack under the cluster.
+type Channel struct {
+	// Membership finds the other nodes. Default multicast.
+	Membership Component `yaml:"membership"`
+	Receiver   Receiver  `yaml:"receiver"`
+	Sender     Sender    `yaml:"sender"`
+	// Interceptors, first listed nearest to the application. Default
+	// throughput, dispatch, failuredetector.
+	Interceptors []Component `yaml:"interceptors"`
+	// Domain is the logical group to announce.
+	Domain string `yaml:"domain"`
+}
+
+// Receiver accepts the messages of other nodes.
+type Receiver struct {
+	// Address is the address to listen on and to announce: an IP address, or
+	// auto for the first non-loopback one. Default 127.0.0.1.
+	Address string `yaml:"address"`
+	// Port is the first port to try. Default 4000.
+	Port int `yaml:"port"`
+	// AutoBind is how many ports are tried. Default 100.
+	AutoBind int `yaml:"auto_bind"`
+	// MaxFrame bounds a message, in bytes. Default 64 MiB.
+	MaxFrame int `yaml:"max_frame,bytes"`
+	// MaxConnections bounds the open connections. Default 1024.
+	MaxConnections int `yaml:"max_connections"`
+	// IdleTimeout closes silent connections. Default 10m.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+}
+
+// Sender sends messages to other nodes.
+type Sender struct {
+	// AckTimeout bounds the wait for an acknowledgement. Default 3s.
+	AckTimeout time.Duration `yaml:"ack_timeout"`
+	// ConnectTimeout bounds connecting. Default 3s.
+	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+	// Retries is how often a failed attempt is repeated. Default 1.
+	Retries *int `yaml:"retries"`
+	// Pool is how many connections go to one member that is not a Longhouse
+	// node. Default 25.
+	Pool int `yaml:"pool"`
+	// WindowMessages and WindowBytes bound what is unacknowledged to one
+	// Longhouse node. Default 1024 and 8 MiB.
+	WindowMessages int `yaml:"window_messages"`
+	WindowBytes    int `yaml:"window_bytes"`
+}

@@ -1,0 +1,131 @@
+package container
+
+import (
+	"context"
+	"time"
+
+	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/admin"
+	"github.com/longhouse-go/longhouse/core/config"
+	"github.com/longhouse-go/longhouse/core/session"
+)
+
+// SessionReport is what /v1/sessions answers.
+type SessionReport struct {
+	Tables []TableReport `json:"tables"`
+}
+
+// TableReport describes the sessions of one manager on this node.
+type TableReport struct {
+	// Manager is the instance: "default", a context's name, or "local" for
+	// sessions that are not replicated.
+	Manager string `json:"manager"`
+	// Live is how many sessions this node holds in its table.
+	Live int `json:"live"`
+	// Status is the manager's; its Sessions count all that it knows.
+	Status core.ManagerStatus `json:"status"`
+	// Sessions are some of them, as far as asked for.
+	Sessions []session.Summary `json:"sessions"`
+}
+
+// StackReport is what /v1/stack answers.
+type StackReport struct {
+	Layers      []channel.LayerInfo `json:"layers"`
+	Fingerprint string              `json:"fingerprint"`
+	Explanation string              `json:"explanation"`
+	Guarantees  string              `json:"guarantees"`
+}
+
+// adminTimeout bounds the questions to plugins that one admin request asks.
+const adminTimeout = 2 * time.Second
+
+func (n *Node) adminSources() admin.Sources {
+	s := admin.Sources{
+		Ready: func() (bool, []string) {
+			if err := n.readyError(); err != nil {
+				ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
+				defer cancel()
+				return false, append([]string{err.Error()}, n.notReady(ctx)...)
+			}
+			return true, nil
+		},
+		Members:  n.view,
+		Stack:    func() any { return n.stackReport() },
+		Plugins:  func() []core.PluginStatus { return nil },
+		Sessions: func(limit int) any { return n.sessionReport(limit) },
+		Config: func() []byte {
+			text, err := config.Marshal(n.shown.Load())
+			if err != nil {
+				return []byte(err.Error())
+			}
+			return text
+		},
+		Metrics: n.samples,
+		Reload:  n.Reload,
+	}
+	if n.plugins != nil {
+		s.Plugins = n.plugins.Status
+	}
+	return s
+}
+
+// sampler is implemented by plugin hosts that know their plugins' numbers.
+type sampler interface {
+	Samples(ctx context.Context) []channel.Sample
+}
+
+// samples returns the node's own numbers and those of its plugins.
+func (n *Node) samples() []channel.Sample {
+	all := n.metrics.Samples()
+	if s, ok := n.plugins.(sampler); ok {
+		ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
+		defer cancel()
+		all = append(all, s.Samples(ctx)...)
+	}
+	return all
+}
+
+func (n *Node) view() channel.View {
+	if n.cluster == nil {
+		return channel.View{}
+	}
+	return n.cluster.channel.View()
+}
+
+func (n *Node) stackReport() StackReport {
+	r := StackReport{Guarantees: Guarantees(n.cfg)}
+	if n.cluster != nil {
+		stack := n.cluster.channel.Stack()
+		r.Layers, r.Fingerprint, r.Explanation = stack.Layers(), stack.Fingerprint(), stack.Explain()
+	}
+	return r
+}
+
+func (n *Node) sessionReport(limit int) SessionReport {
+	all := []*sessions{}
+	if n.cluster != nil {
+		all = append(all, n.cluster.sessions...)
+	}
+	all = append(all, n.local)
+	var r SessionReport
+	for _, s := range all {
+		t := TableReport{Manager: s.name, Live: s.table.Len()}
+		if s.manager != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
+			var err error
+			if t.Status, err = s.manager.Status(ctx); err != nil {
+				t.Status.State = err.Error()
+			}
+			if limit > 0 {
+				t.Sessions, _ = s.manager.Keys(ctx, limit) // the state says why there are none
+			}
+			cancel()
+		} else {
+			t.Status = core.ManagerStatus{Ready: true, State: "not replicated", Sessions: t.Live}
+			t.Sessions = s.table.List(limit)
+		}
+		r.Tables = append(r.Tables, t)
+	}
+	return r
+}

@@ -1,0 +1,160 @@
+package session
+
+import (
+	"bytes"
+	"maps"
+	"strings"
+	"time"
+)
+
+// Merge makes r the union of what r and other know of one session, and returns
+// how many attributes two nodes had changed independently. It is commutative,
+// associative and idempotent, so changes may arrive in any order and more than
+// once:
+//
+//   - a tombstone wins over everything; of two, the kind that comes later in
+//     [EndKind], the later time and the greater RenewedTo are kept;
+//   - Created is the earliest known, LastAccess the latest;
+//   - MaxInactive is that of the higher version;
+//   - an attribute is that of the higher version. Two different values of one
+//     version cannot come from correct nodes; a deletion wins then, otherwise
+//     the greater bytes.
+//
+// r takes over the values of other without copying them. The keys must be equal;
+// Merge does not look at them.
+func (r *Record) Merge(other *Record) (conflicts int) {
+	if r.End != Living || other.End != Living {
+		r.mergeEnd(other)
+		return 0
+	}
+	if r.Created == 0 || other.Created != 0 && other.Created < r.Created {
+		r.Created = other.Created
+	}
+	r.LastAccess = max(r.LastAccess, other.LastAccess)
+	r.MaxInactive, r.MaxInactiveVersion = mergeInactive(
+		r.MaxInactive, r.MaxInactiveVersion, other.MaxInactive, other.MaxInactiveVersion)
+	if len(other.Attrs) > 0 && r.Attrs == nil {
+		r.Attrs = make(map[string]Entry, len(other.Attrs))
+	}
+	for name, theirs := range other.Attrs {
+		ours, both := r.Attrs[name]
+		if both && ours.conflicts(theirs) {
+			conflicts++
+		}
+		if !both || ours.yields(theirs) {
+			r.Attrs[name] = theirs
+		}
+	}
+	return conflicts
+}
+
+// mergeInactive returns the time to live of the higher version, the longer one
+// of equal versions.
+func mergeInactive(a time.Duration, av Version, b time.Duration, bv Version) (time.Duration, Version) {
+	if av.Less(bv) || av == bv && a < b {
+		return b, bv
+	}
+	return a, av
+}
+
+// mergeEnd merges two records of which at least one has ended.
+func (r *Record) mergeEnd(other *Record) {
+	r.End = max(r.End, other.End)
+	r.EndTime = max(r.EndTime, other.EndTime)
+	r.RenewedTo = max(r.RenewedTo, other.RenewedTo)
+	*r = r.Tombstone()
+}
+
+// Tombstone returns the record without anything that a record which has ended
+// does not need.
+func (r *Record) Tombstone() Record {
+	return Record{Key: r.Key, End: r.End, EndTime: r.EndTime, RenewedTo: r.RenewedTo}
+}
+
+// yields reports whether e gives way to other, for the same attribute.
+func (e Entry) yields(other Entry) bool {
+	if e.Version != other.Version {
+		return e.Version.Less(other.Version)
+	}
+	if e.Deleted != other.Deleted {
+		return other.Deleted
+	}
+	return bytes.Compare(e.Value, other.Value) < 0
+}
+
+// conflicts reports whether the two changes were certainly made independently:
+// each writer counts on from what it has seen, so only writers that did not see
+// each other use one counter twice.
+func (e Entry) conflicts(other Entry) bool {
+	if e.Version == other.Version {
+		return e.Deleted != other.Deleted || !bytes.Equal(e.Value, other.Value)
+	}
+	return e.Version.Counter == other.Version.Counter
+}
+
+// Clone returns a copy that shares nothing with r but strings: it may be kept
+// when r came from [DecodeBatch].
+func (r *Record) Clone() *Record {
+	c := *r
+	if r.Attrs == nil {
+		return &c
+	}
+	c.Attrs = make(map[string]Entry, len(r.Attrs))
+	for name, e := range r.Attrs {
+		e.Value = bytes.Clone(e.Value)
+		c.Attrs[name] = e
+	}
+	return &c
+}
+
+// Share returns a copy that shares the values, which nobody changes, but not the
+// map.
+func (r *Record) Share() *Record {
+	c := *r
+	c.Attrs = maps.Clone(r.Attrs)
+	return &c
+}
+
+// Size returns the bytes that the session's attributes count for: names and
+// values, deleted ones by their names.
+func (r *Record) Size() int {
+	n := 0
+	for name, e := range r.Attrs {
+		n += len(name) + len(e.Value)
+	}
+	return n
+}
+
+// Counter returns the highest counter of any version in the record.
+func (r *Record) Counter() uint64 {
+	n := r.MaxInactiveVersion.Counter
+	for _, e := range r.Attrs {
+		n = max(n, e.Version.Counter)
+	}
+	return n
+}
+
+// Summary describes the record for operators.
+func (r *Record) Summary() Summary {
+	s := Summary{
+		Context:    r.Key.Context,
+		ID:         Prefix(r.Key.ID),
+		Bytes:      r.Size(),
+		Created:    fromMillis(r.Created),
+		LastAccess: fromMillis(r.LastAccess),
+	}
+	for _, e := range r.Attrs {
+		if !e.Deleted {
+			s.Attributes++
+		}
+	}
+	return s
+}
+
+// Compare orders keys, by context and then by id.
+func (k Key) Compare(o Key) int {
+	if c := strings.Compare(k.Context, o.Context); c != 0 {
+		return c
+	}
+	return strings.Compare(k.ID, o.ID)
+}

@@ -1,0 +1,301 @@
+package table
+
+import (
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/session"
+)
+
+// live is one session of the table. mu guards everything that can change, and is
+// held for a few map operations only.
+type live struct {
+	t     *Table
+	mu    sync.Mutex
+	key   session.Key
+	route string
+	rec   session.Record // the whole session, or its tombstone
+	// pending is what no batch has taken yet, or nil; extra are records of other
+	// keys that go with it: tombstones of ids before a Renew.
+	pending *session.Record
+	extra   []*session.Record
+	// queued is the batch, by level, that will take the pending change; inflight
+	// are those that are carrying earlier ones.
+	queued   [3]*batch
+	inflight []*batch
+	// seq counts the changes made here; weak is the seq at which a batch of the
+	// levels below Synced last took the pending change.
+	seq  uint64
+	weak [core.Synced]uint64
+	// gate lets one Update work at a time; made when first needed.
+	gate chan struct{}
+
+	counter uint64 // highest of any version seen
+	size    int
+	users   int   // handles
+	shared  int64 // the access time that the manager knows, ms
+	checkAt int64 // the second in which the expirer looks again
+	keep    int64 // not to be left to the manager before, ms
+	foreign bool  // the last access was on another node
+	dropped bool  // no longer in the table
+	// leaving is the call that is just leaving it to the manager, or nil.
+	leaving *flight
+	warned  bool // its size has been logged
+}
+
+// landed is a flight that is over.
+var landed = func() *flight {
+	f := &flight{done: make(chan struct{})}
+	close(f.done)
+	return f
+}()
+
+// acquire begins a request's use. Without a handle, the session has ended, or
+// the caller waits for leaving and looks into the table again.
+func (s *live) acquire() (h *handle, leaving *flight) {
+	now := time.Now().UnixMilli()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dropped {
+		return nil, landed
+	}
+	if s.leaving != nil && s.rec.End == session.Living {
+		return nil, s.leaving
+	}
+	if s.rec.End == session.Living && s.due(now) {
+		s.finish(session.Expired, now)
+		s.t.m.expired.Inc()
+		s.t.flushers[core.Async].enqueue(s)
+		s.schedule(now)
+	}
+	if s.rec.End != session.Living {
+		return nil, nil
+	}
+	h = &handle{t: s.t, s: s, prev: s.rec.LastAccess}
+	s.users++
+	s.rec.LastAccess = max(s.rec.LastAccess, now)
+	s.foreign = false
+	return h, nil
+}
+
+// expiry is when the session expires, in milliseconds; 0 is never. The last
+// access on another node may be later than we know.
+func (s *live) expiry() int64 {
+	if s.rec.MaxInactive <= 0 {
+		return 0
+	}
+	life := s.rec.MaxInactive
+	if s.foreign {
+		life += 2 * s.touchInterval()
+	}
+	return s.rec.LastAccess + max(life.Milliseconds(), 1)
+}
+
+// due reports whether the session's time is over.
+func (s *live) due(now int64) bool {
+	at := s.expiry()
+	return at != 0 && now >= at && s.users == 0
+}
+
+// touchInterval is how much the access time that other nodes know may lag.
+func (s *live) touchInterval() time.Duration {
+	if s.rec.MaxInactive > 0 {
+		return min(s.rec.MaxInactive/4, s.t.cfg.TouchInterval)
+	}
+	return s.t.cfg.TouchInterval
+}
+
+// dirty reports whether there is something that no batch has taken.
+func (s *live) dirty() bool { return s.pending != nil || len(s.extra) > 0 }
+
+// clean reports whether the manager has everything.
+func (s *live) clean() bool { return !s.dirty() && len(s.inflight) == 0 }
+
+// removable reports whether the session has ended and there is no manager that
+// would have to know.
+func (s *live) removable() bool { return s.rec.End != session.Living && s.t.cfg.Manager == nil }
+
+// over notes that the session, living until now, has ended.
+func (s *live) over(now int64) {
+	s.t.count.Add(-1)
+	s.keep = now
+	if s.t.ended.Add(1) <= int64(s.t.cfg.MaxSessions/8) {
+		s.keep += keepEnded.Milliseconds()
+	}
+	s.schedule(now)
+}
+
+// delta returns the record that collects changes, making it if needed.
+func (s *live) delta() *session.Record {
+	if s.pending == nil {
+		s.pending = &session.Record{Key: s.key}
+	}
+	return s.pending
+}
+
+// next returns the version of a change that is being made.
+func (s *live) next() session.Version {
+	s.counter++
+	return session.Version{Counter: s.counter, Node: s.t.node.Load()}
+}
+
+// put stores an attribute, and collects the change.
+func (s *live) put(name string, e session.Entry) error {
+	old, there := s.rec.Attrs[name]
+	size := s.size + len(e.Value) - len(old.Value)
+	if !there {
+		size += len(name)
+	}
+	if !e.Deleted && size > s.t.cfg.MaxSize || !there && len(s.rec.Attrs) >= session.MaxAttrs {
+		s.t.m.tooLarge.Inc()
+		return session.ErrTooLarge
+	}
+	e.Version = s.next()
+	s.rec.Attrs[name] = e
+	s.size = size
+	s.seq++
+	if s.t.cfg.Manager != nil {
+		d := s.delta()
+		if d.Attrs == nil {
+			d.Attrs = make(map[string]session.Entry, 1)
+		}
+		d.Attrs[name] = e
+	}
+	if size > s.t.cfg.WarnSize && !s.warned {
+		s.warned = true
+		s.t.log.Warn("a session is getting large: every change of it travels to other nodes, and so does all of it when a node joins",
+			zap.String("session", session.Prefix(s.key.ID)), zap.String("context", s.key.Context),
+			zap.Int("bytes", size), zap.Int("refusedAbove", s.t.cfg.MaxSize))
+	}
+	return nil
+}
+
+// finish ends the session, and collects the tombstone.
+func (s *live) finish(kind session.EndKind, now int64) {
+	s.rec = session.Record{Key: s.key, End: kind, EndTime: now}
+	s.size = 0
+	s.seq++
+	s.pending = nil
+	if s.t.cfg.Manager != nil {
+		end := s.rec
+		s.pending = &end
+	}
+	s.over(now)
+}
+
+// merge takes over what another node did. moved says that the session has been
+// renewed there and must be replaced by a pointer to its new id.
+func (s *live) merge(r *session.Record, now int64) (moved bool) {
+	if s.dropped {
+		return false
+	}
+	if r.End != session.Living {
+		return s.mergeEnd(r, now)
+	}
+	if s.rec.End != session.Living {
+		return false
+	}
+	before := s.rec.LastAccess
+	c := r.Clone()
+	c.LastAccess = s.t.notAhead(c.LastAccess, now)
+	conflicts := s.rec.Merge(c)
+	s.t.m.conflicts.Add(int64(conflicts))
+	if s.rec.Attrs == nil {
+		s.rec.Attrs = map[string]session.Entry{}
+	}
+	if s.rec.LastAccess > before {
+		s.foreign = s.users == 0
+		s.shared = s.rec.LastAccess
+	}
+	s.counter = max(s.counter, c.Counter())
+	s.size = s.rec.Size()
+	s.schedule(now)
+	return false
+}
+
+func (s *live) mergeEnd(r *session.Record, now int64) (moved bool) {
+	if s.rec.End != session.Living {
+		s.rec.Merge(r)
+		return false
+	}
+	changes := s.pending
+	s.rec = r.Tombstone()
+	s.rec.Key = s.key
+	s.size, s.pending = 0, nil
+	s.over(now)
+	if r.End != session.Renewed || r.RenewedTo == "" {
+		return false
+	}
+	if changes != nil && len(changes.Attrs) > 0 {
+		// What was changed here goes on under the new id.
+		changes.Key.ID, changes.Created = r.RenewedTo, 0
+		s.extra = append(s.extra, changes)
+		s.t.flushers[core.Async].enqueue(s)
+	}
+	return true
+}
+
+// commitAgain adds a change of another node to the pending one.
+func (s *live) commitAgain(r *session.Record) {
+	if s.dropped || s.t.cfg.Manager == nil || s.rec.End != session.Living && r.End == session.Living {
+		return
+	}
+	s.delta().Merge(r)
+	s.t.flushers[core.Async].enqueue(s)
+}
+
+// commitWhole makes the whole session pending.
+func (s *live) commitWhole() {
+	if s.dropped || s.t.cfg.Manager == nil {
+		return
+	}
+	s.pending = s.rec.Share()
+}
+
+// take hands the pending change to a batch; main is nil if there is none.
+func (s *live) take(b *batch) (main *session.Record, extra []*session.Record) {
+	main, extra = s.pending, s.extra
+	if main == nil && extra == nil {
+		return nil, nil
+	}
+	s.pending, s.extra = nil, nil
+	if main != nil && main.End == session.Living {
+		main.LastAccess = s.rec.LastAccess
+		s.shared = max(s.shared, main.LastAccess)
+	}
+	if b.level < core.Synced {
+		s.weak[b.level] = s.seq
+	}
+	s.inflight = append(s.inflight, b)
+	return main, extra
+}
+
+// giveBack makes pending again what a batch could not commit.
+func (s *live) giveBack(main *session.Record, extra []*session.Record) {
+	s.extra = append(s.extra, extra...)
+	switch {
+	case main == nil, main.Key != s.key:
+		// Nothing, or changes before a Renew: the record under the new id,
+		// which is pending or committed, has them.
+	case main.End == session.Living && s.rec.End != session.Living:
+		// The tombstone is pending or committed, or came from elsewhere.
+	case s.pending == nil:
+		s.pending = main
+	default:
+		s.pending.Merge(main)
+	}
+}
+
+// taken reports whether a change of that seq may have been taken by a batch of a
+// level below level.
+func (s *live) taken(seq uint64, level core.Level) bool {
+	for _, at := range s.weak[:level] {
+		if seq <= at {
+			return true
+		}
+	}
+	return false
+}

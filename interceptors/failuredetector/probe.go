@@ -1,0 +1,80 @@
+package failuredetector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/pion/transport/v2"
+
+	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/wire"
+)
+
+// probeBody is the body of a check: what Tribes' TcpFailureDetector sends, so
+// that a Tomcat node swallows it too.
+const probeBody = "\x4f\xa7\x73\x48\x79\x82\x43\xc9\x9f\x6f\x89\x80\xa1\x5b\x07\x14" +
+	"\x7d\xd9\x52\x5b\xeb\xf1\x43\x9a\xb7\x7e\xbe\x8f\x81\x67\x1e\xb6" +
+	"\x37\x15\xbe\x87\x45\x7e\x4c\xa8\xbf\x0a\x4d\x13\x53\x38\x15\x32" +
+	"\x55\xf6\x94\xb7\x3a\xfa\x40\x78\x91\x04\x7d\xd7\x72\x84\xc0\xd5"
+
+var (
+	errNoAnswer    = errors.New("no answer")
+	errWrongAnswer = errors.New("the answer is not that of a member")
+)
+
+// prober checks members over their own connections.
+type prober struct {
+	net transport.Net
+	cfg Config
+}
+
+// check returns nil when m answers.
+func (p *prober) check(ctx context.Context, local, m channel.Member) error {
+	var err error
+	for range p.cfg.Attempts {
+		if err = p.once(ctx, local, m); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return err
+}
+
+func (p *prober) once(ctx context.Context, local, m channel.Member) error {
+	dialing, cancel := context.WithTimeout(ctx, p.cfg.ConnectTimeout)
+	defer cancel()
+	conn, err := channel.Dial(dialing, p.net, m.Addr())
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer conn.Close()
+	if !p.cfg.Probe {
+		return nil
+	}
+	// The connection is closed when the detector stops.
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	if err := conn.SetDeadline(time.Now().Add(p.cfg.ReadTimeout)); err != nil {
+		return fmt.Errorf("set deadline: %w", err)
+	}
+	frame := wire.AppendFrame(nil, &channel.Message{
+		ID:      channel.NewUniqueID(),
+		From:    local,
+		Options: channel.SendAck,
+		Time:    time.Now().UnixMilli(),
+		Body:    []byte(probeBody),
+	})
+	if _, err := conn.Write(frame); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	answer := make([]byte, len(wire.Ack))
+	if _, err := io.ReadFull(conn, answer); err != nil {
+		return fmt.Errorf("%w: %w", errNoAnswer, err)
+	}
+	if a := string(answer); a != wire.Ack && a != wire.NegativeAck {
+		return errWrongAnswer
+	}
+	return nil
+}
