@@ -165,9 +165,8 @@ func checkStopIdempotent(t *T) {
 					case <-quit:
 						return
 					default:
-						if err := a.Send(t.Context(), []channel.Member{b}, []byte("x"), channel.SendAck); err != nil {
-							time.Sleep(time.Millisecond)
-						}
+						_ = a.Send(t.Context(), []channel.Member{b}, []byte("x"), channel.SendAck)
+						time.Sleep(time.Microsecond) // virtual time stands still for a loop that never waits
 					}
 				}
 			})
