@@ -7,7 +7,7 @@ import (
 )
 
 // Options is the option word of a message: Tribes' bits 0x0001 to 0x0100, ours
-// up to 0x8000. Third-party interceptors use 0x0001_0000 to 0x4000_0000.
+// from 0x0200 to 0x8000. Third-party interceptors use 0x0001_0000 to 0x4000_0000.
 // Unknown bits are kept and carried.
 type Options uint32
 
@@ -29,6 +29,10 @@ const (
 	Multicast Options = 0x0040
 	// Gzip marks a compressed body.
 	Gzip Options = 0x0100
+	// Zstd marks a body that is compressed with Zstandard (Longhouse only).
+	Zstd Options = 0x0200
+	// TotalOrder marks messages of the total order layer (Longhouse only).
+	TotalOrder Options = 0x0400
 
 	// ThirdPartyMin and ThirdPartyMax bound the bits that belong to
 	// third-party interceptors.
@@ -51,7 +55,7 @@ var optionNames = []struct {
 	bit  Options
 	name string
 }{
-	{Gzip, "gzip"}, {Multicast, "multicast"}, {UDP, "udp"}, {Secure, "secure"},
+	{TotalOrder, "total_order"}, {Zstd, "zstd"}, {Gzip, "gzip"}, {Multicast, "multicast"}, {UDP, "udp"}, {Secure, "secure"},
 	{Async, "async"}, {SyncAck, "sync"}, {UseAck, "use_ack"}, {ByteMessage, "byte"},
 }
 
