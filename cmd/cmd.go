@@ -149,6 +149,6 @@ func newRoot(a *assembly) *cobra.Command {
 		SilenceErrors: true,
 		Version:       Version(),
 	}
-	root.AddCommand(newRun(a), newDemo(a), newCheck(a), newImport(a), newStack(a), newStatus(), newVersion(), newPlugin(a), newConform(a))
+	root.AddCommand(newRun(a), newDemo(a), newCheck(a), newImport(a), newStack(a), newStatus(), newVersion(), newBench(a), newPlugin(a), newConform(a))
 	return root
 }
