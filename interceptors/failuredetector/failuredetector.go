@@ -16,11 +16,24 @@ import (
 )
 
 const (
-	// maxChecks bounds the checks that run at once.
-	maxChecks = 32
-	// maxBackoff bounds the time between two checks of a member that has been
-	// removed although its heartbeats go on.
+	// minBackoff and maxBackoff bound the time between two checks of a member
+	// that is not shown although its heartbeats go on.
+	minBackoff = time.Second
 	maxBackoff = 30 * time.Second
+	// maxMaxChecks bounds Config.MaxChecks.
+	maxMaxChecks = 1024
+)
+
+// Who has to acknowledge the message of a check.
+const (
+	// Always: every member.
+	Always = "always"
+	// Auto: members that announce themselves as Longhouse nodes, and others
+	// when their heartbeats are missing too. A Tomcat node acknowledges only
+	// when one of its few receiver threads is free, so a busy one may not.
+	Auto = "auto"
+	// Never: it is enough that the message can be written.
+	Never = "never"
 )
 
 // Config is what a user writes.
@@ -29,16 +42,26 @@ type Config struct {
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 	// ReadTimeout bounds the wait for the member's answer.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
-	// Probe: a member must answer a message; otherwise it is enough that it
-	// accepts the connection, which a stopped process does too.
+	// Probe: a message is written to the member and acknowledged by it;
+	// otherwise it is enough that it accepts the connection, which a stopped
+	// process does too.
 	Probe bool `yaml:"probe"`
+	// ReadTest says who must acknowledge the message: Always, Auto or Never.
+	ReadTest string `yaml:"read_test"`
+	// CheckNew: a member is shown to the layers above only after it has passed
+	// a check.
+	CheckNew bool `yaml:"check_new"`
+	// MaxChecks bounds the checks that run at once; the others wait.
+	MaxChecks int `yaml:"max_checks"`
 	// Attempts is how often a check is tried before the member counts as
 	// failed.
 	Attempts int `yaml:"attempts"`
 }
 
 // Defaults asks for an answer once, within two seconds in all.
-var Defaults = Config{ConnectTimeout: time.Second, ReadTimeout: time.Second, Probe: true, Attempts: 1}
+var Defaults = Config{
+	ConnectTimeout: time.Second, ReadTimeout: time.Second, Probe: true, ReadTest: Auto, CheckNew: true, MaxChecks: 32, Attempts: 1,
+}
 
 // Validate implements channel.Validator.
 func (c *Config) Validate() error {
@@ -52,6 +75,12 @@ func (c *Config) Validate() error {
 	if c.Attempts < 1 || c.Attempts > 10 {
 		errs = append(errs, fmt.Errorf("failuredetector: attempts is %d, must be 1 to 10", c.Attempts))
 	}
+	if c.ReadTest != Always && c.ReadTest != Auto && c.ReadTest != Never {
+		errs = append(errs, fmt.Errorf("failuredetector: read_test is %q, must be always, auto or never", c.ReadTest))
+	}
+	if c.MaxChecks < 1 || c.MaxChecks > maxMaxChecks {
+		errs = append(errs, fmt.Errorf("failuredetector: max_checks is %d, must be 1 to %d", c.MaxChecks, maxMaxChecks))
+	}
 	return errors.Join(errs...)
 }
 
@@ -64,7 +93,7 @@ type Interceptor struct {
 	log    *zap.Logger
 	prober prober
 
-	checks, answered, unanswered, vetoed, restored, swallowed *channel.Counter
+	checks, answered, unanswered, vetoed, restored, held, delayed, swallowed *channel.Counter
 
 	mu      sync.Mutex
 	link    channel.Link // set by Start
@@ -85,9 +114,11 @@ type suspect struct {
 	member channel.Member
 	// silent: lost below. Otherwise its heartbeats go on.
 	silent bool
-	// removed: it failed the check although it is not lost below. It is
-	// checked again until it answers, is lost or leaves.
+	// removed: the layers above do not see it although it is not lost below.
+	// It is checked again until it answers, is lost or leaves.
 	removed bool
+	// fresh: it is removed because it has not passed its first check.
+	fresh bool
 	// busy: a check runs or waits to run.
 	busy  bool
 	next  time.Time // of the next check, if removed
@@ -115,6 +146,8 @@ func New(c Config, s channel.Settings) (*Interceptor, error) {
 		unanswered: s.Metrics.Counter("failuredetector_unanswered_total", "Checks that the member did not answer."),
 		vetoed:     s.Metrics.Counter("failuredetector_vetoed_total", "Members that were kept although their heartbeats were missing."),
 		restored:   s.Metrics.Counter("failuredetector_restored_total", "Removed members that answered again."),
+		held:       s.Metrics.Counter("failuredetector_held_back_total", "Newcomers that were not shown because they failed their first check."),
+		delayed:    s.Metrics.Counter("failuredetector_delayed_total", "Checks that had to wait because max_checks others were running."),
 		swallowed:  s.Metrics.Counter("failuredetector_probes_received_total", "Checks by other members."),
 		suspects:   map[channel.UniqueID]*suspect{},
 	}
@@ -122,6 +155,11 @@ func New(c Config, s channel.Settings) (*Interceptor, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return float64(len(f.suspects))
+	})
+	s.Metrics.Gauge("failuredetector_waiting", "Checks that wait for others to end.", func() float64 {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return float64(len(f.waiting))
 	})
 	return f, nil
 }
@@ -178,12 +216,22 @@ func (f *Interceptor) HandleMember(_ context.Context, l channel.Link, ev channel
 	switch ev.Kind {
 	case channel.MemberAdded:
 		f.replaceHeld(l, ev.Member)
+		if f.cfg.CheckNew && (s == nil || s.removed) && !f.stopped {
+			s = &suspect{member: ev.Member, removed: true, fresh: true}
+			f.suspects[ev.Member.ID] = s
+			f.check(s)
+			return nil // announced when it answers
+		}
 		delete(f.suspects, ev.Member.ID)
 		return l.Announce(context.Background(), ev)
 	case channel.MemberUpdated:
 		if s != nil {
+			moved := s.member.Addr() != ev.Member.Addr()
 			s.member = ev.Member
 			if s.removed {
+				if moved {
+					f.check(s)
+				}
 				return nil // announced when it answers
 			}
 		}
@@ -197,7 +245,9 @@ func (f *Interceptor) HandleMember(_ context.Context, l channel.Link, ev channel
 		}
 		s.silent, s.cause = true, ev.Err
 		if s.removed { // it has been removed already, now for good
-			delete(f.suspects, ev.Member.ID)
+			if !s.fresh || !s.busy { // otherwise its first check decides
+				delete(f.suspects, ev.Member.ID)
+			}
 			return nil
 		}
 		f.check(s)
@@ -238,7 +288,8 @@ func (f *Interceptor) check(s *suspect) {
 		return
 	}
 	s.busy = true
-	if f.running >= maxChecks {
+	if f.running >= f.cfg.MaxChecks {
+		f.delayed.Inc()
 		f.waiting = append(f.waiting, s)
 		return
 	}
@@ -252,16 +303,25 @@ func (f *Interceptor) work(s *suspect) {
 	defer f.workers.Done()
 	for s != nil {
 		f.mu.Lock()
-		m, local, ctx := s.member, f.link.Local(), f.ctx
+		m, silent, ctx := s.member, s.silent, f.ctx
 		wanted := f.suspects[m.ID] == s
 		f.mu.Unlock()
 		var err error
 		if wanted {
 			f.checks.Inc()
-			err = f.prober.check(ctx, local, m)
+			err = f.prober.check(ctx, f.link.Local(), m, f.mustAnswer(m, silent))
 		}
 		s = f.done(s, err)
 	}
+}
+
+// mustAnswer reports whether m fails its check by not acknowledging it.
+func (f *Interceptor) mustAnswer(m channel.Member, silent bool) bool {
+	if f.cfg.ReadTest != Auto {
+		return f.cfg.ReadTest == Always
+	}
+	_, longhouse := m.Announcement()
+	return longhouse || silent
 }
 
 // done draws the conclusion of a check and returns the next suspect to check.
@@ -289,7 +349,10 @@ func (f *Interceptor) done(s *suspect, err error) (next *suspect) {
 func (f *Interceptor) alive(s *suspect) {
 	f.answered.Inc()
 	if s.removed {
-		f.restored.Inc()
+		if !s.fresh {
+			f.restored.Inc()
+		}
+		s.removed, s.fresh = false, false
 		_ = f.link.Announce(f.ctx, channel.MemberEvent{Kind: channel.MemberAdded, Member: s.member})
 	}
 	if !s.silent {
@@ -317,14 +380,20 @@ func (f *Interceptor) dead(s *suspect, err error) {
 		delete(f.suspects, s.member.ID)
 		return
 	}
+	if s.fresh && s.pause == 0 {
+		f.held.Inc()
+		f.log.Warn("member not shown: its heartbeats arrive, but it does not pass a check over TCP; it is checked again and again",
+			zap.Stringer("member", s.member), zap.Error(err))
+	}
 	s.removed = true
-	s.pause = min(max(2*s.pause, time.Second), maxBackoff)
+	s.pause = min(max(2*s.pause, minBackoff), maxBackoff)
 	s.next = time.Now().Add(s.pause)
 }
 
 // HandleTick implements channel.TickHandler: members that are kept although
 // silent are checked at every tick, removed ones with back-off.
-func (f *Interceptor) HandleTick(_ context.Context, _ channel.Link, now time.Time) error {
+func (f *Interceptor) HandleTick(context.Context, channel.Link, time.Time) error {
+	now := time.Now() // with its monotonic part
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, s := range f.suspects {

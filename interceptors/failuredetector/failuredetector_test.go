@@ -79,6 +79,7 @@ type fixture struct {
 func newFixture(t *testing.T, node *channeltest.SimNode, change func(*Config)) *fixture {
 	t.Helper()
 	cfg := Defaults
+	cfg.CheckNew = false // the tests of newcomers set it
 	if change != nil {
 		change(&cfg)
 	}
@@ -395,7 +396,7 @@ func TestChecksAreBoundedAndDelayNobody(t *testing.T) {
 		f.d.mu.Lock()
 		running, waiting := f.d.running, len(f.d.waiting)
 		f.d.mu.Unlock()
-		if running != maxChecks || waiting != lost-maxChecks {
+		if running != Defaults.MaxChecks || waiting != lost-Defaults.MaxChecks {
 			t.Errorf("%d checks run and %d wait", running, waiting)
 		}
 		f.Observe(channel.MemberAdded, p.Member)
@@ -531,6 +532,8 @@ func TestConfig(t *testing.T) {
 		"connect_timeout is 0s": {ReadTimeout: 1, Attempts: 1},
 		"read_timeout is -1ns":  {ConnectTimeout: 1, ReadTimeout: -1, Attempts: 1},
 		"attempts is 11":        {ConnectTimeout: 1, ReadTimeout: 1, Attempts: 11},
+		"read_test is \"no\"":   {ConnectTimeout: 1, ReadTimeout: 1, Attempts: 1, ReadTest: "no", MaxChecks: 1},
+		"max_checks is 0":       {ConnectTimeout: 1, ReadTimeout: 1, Attempts: 1, ReadTest: Auto},
 	} {
 		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want %q", cfg, err, want)

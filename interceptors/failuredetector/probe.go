@@ -31,18 +31,19 @@ type prober struct {
 	cfg Config
 }
 
-// check returns nil when m answers.
-func (p *prober) check(ctx context.Context, local, m channel.Member) error {
+// check returns nil when m passes; mustAnswer says whether it has to
+// acknowledge the message.
+func (p *prober) check(ctx context.Context, local, m channel.Member, mustAnswer bool) error {
 	var err error
 	for range p.cfg.Attempts {
-		if err = p.once(ctx, local, m); err == nil || ctx.Err() != nil {
+		if err = p.once(ctx, local, m, mustAnswer); err == nil || ctx.Err() != nil {
 			break
 		}
 	}
 	return err
 }
 
-func (p *prober) once(ctx context.Context, local, m channel.Member) error {
+func (p *prober) once(ctx context.Context, local, m channel.Member, mustAnswer bool) error {
 	dialing, cancel := context.WithTimeout(ctx, p.cfg.ConnectTimeout)
 	defer cancel()
 	conn, err := channel.Dial(dialing, p.net, m.Addr())
@@ -59,15 +60,22 @@ func (p *prober) once(ctx context.Context, local, m channel.Member) error {
 	if err := conn.SetDeadline(time.Now().Add(p.cfg.ReadTimeout)); err != nil {
 		return fmt.Errorf("set deadline: %w", err)
 	}
+	options := channel.SendNone
+	if mustAnswer {
+		options = channel.SendAck
+	}
 	frame := wire.AppendFrame(nil, &channel.Message{
 		ID:      channel.NewUniqueID(),
 		From:    local,
-		Options: channel.SendAck,
+		Options: options,
 		Time:    time.Now().UnixMilli(),
 		Body:    []byte(probeBody),
 	})
 	if _, err := conn.Write(frame); err != nil {
 		return fmt.Errorf("write: %w", err)
+	}
+	if !mustAnswer {
+		return nil
 	}
 	answer := make([]byte, len(wire.Ack))
 	if _, err := io.ReadFull(conn, answer); err != nil {
