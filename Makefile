@@ -1,4 +1,4 @@
-.PHONY: run test lint bench fuzz
+.PHONY: run test test-peers lint bench fuzz
 
 # A three-node cluster on this machine; the page's address is printed.
 run:
@@ -6,6 +6,11 @@ run:
 
 test:
 	go test ./...
+
+# Longhouse nodes in one group with Apache Tribes nodes, live. Needs Java and the jars of Tomcat; on Debian:
+# apt-get install --no-install-recommends libtomcat10-java default-jdk-headless
+test-peers:
+	LONGHOUSE_CI=1 go test ./conformance/peer -count=1 -v -run TestPeers
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
