@@ -224,6 +224,7 @@ func (c *Channel) start(ctx context.Context) error {
 	}
 	c.undo = append(c.undo, c.stopLayers)
 	first := c.chain.Load()
+	first.stack.warn(c.log)
 	if err := startLayers(ctx, first.links); err != nil {
 		c.undo = append(c.undo, c.cfg.Receiver.Stop)
 		return fmt.Errorf("channel: start: %w", err)

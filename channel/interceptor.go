@@ -125,6 +125,9 @@ type Descriptor struct {
 	// Provides and Requires are properties such as "order": a layer that
 	// requires one must stand above a layer that provides it.
 	Provides, Requires []string
+	// Wants lists layers that this one should be used with. A stack without
+	// them works, and is warned of.
+	Wants []string
 	// Promise says in one sentence what the layer gives to the user, for
 	// "longhouse stack".
 	Promise string

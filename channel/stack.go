@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"text/tabwriter"
+
+	"go.uber.org/zap"
 )
 
 // Properties that layers provide or require, see [Descriptor]. Other words may
@@ -257,6 +259,27 @@ func (s *Stack) provider(prop string) *layer {
 	return nil
 }
 
+// Warnings says, one sentence each, which layers miss others that they should
+// be used with, see Descriptor.Wants.
+func (s *Stack) Warnings() (list []string) {
+	for i := range s.layers {
+		l := &s.layers[i]
+		for _, want := range l.desc.Wants {
+			if !slices.ContainsFunc(s.layers, func(o layer) bool { return o.desc.Name == want }) {
+				list = append(list, fmt.Sprintf("%s should be used with %q, which is not in the stack: add it, or see the documentation of %q for what is missing without it", l.title(), want, l.desc.Name))
+			}
+		}
+	}
+	return list
+}
+
+// warn logs the warnings.
+func (s *Stack) warn(log *zap.Logger) {
+	for _, w := range s.Warnings() {
+		log.Warn("the stack lacks a layer", zap.String("what", w))
+	}
+}
+
 // Explain draws the stack as a table, top first, and says in words what it
 // promises.
 func (s *Stack) Explain() string {
@@ -286,6 +309,9 @@ func (s *Stack) Explain() string {
 	b.WriteString("\nThis stack promises:\n")
 	for _, p := range s.promises() {
 		b.WriteString("- " + p + "\n")
+	}
+	for _, w := range s.Warnings() {
+		b.WriteString("Warning: " + w + "\n")
 	}
 	return b.String()
 }

@@ -201,3 +201,21 @@ func TestStackServesOneChannel(t *testing.T) {
 		t.Error("a second channel got the same stack")
 	}
 }
+
+func TestWarnings(t *testing.T) {
+	layer := func(name string, wants ...string) channel.Layer {
+		same := func(*channel.Message) error { return nil }
+		return channel.Layer{Interceptor: channel.Transform(channel.Descriptor{Name: name, Wants: wants}, same, same), Origin: "node.yaml:3"}
+	}
+	s, err := channel.NewStack(layer("a", "b", "c"), layer("b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := s.Warnings()
+	if len(w) != 1 || !strings.Contains(w[0], `"a" (node.yaml:3) should be used with "c"`) {
+		t.Errorf("warnings: %q", w)
+	}
+	if !strings.Contains(s.Explain(), "Warning: "+w[0]) {
+		t.Error("Explain does not warn")
+	}
+}

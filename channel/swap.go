@@ -105,6 +105,7 @@ func (c *Channel) Swap(ctx context.Context, next *Stack) error {
 		return errors.Join(err, s.abandon(ctx))
 	}
 	s.finish(ctx)
+	next.warn(c.log)
 	return nil
 }
 
