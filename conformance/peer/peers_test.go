@@ -19,14 +19,24 @@ import (
 func TestPeers(t *testing.T) {
 	j := startJVM(t)
 	t.Logf("Tribes %s on Java %s", j.Version, j.Java)
-	t.Run("multicast", func(t *testing.T) {
-		for name, f := range map[string]func(*testing.T, *peer.JVM){
-			"members": testMembers, "payload": testPayload,
+	t.Run("all", func(t *testing.T) {
+		for _, c := range []struct {
+			name string
+			run  func(*testing.T, *peer.JVM)
+		}{
+			{"multicast/members", testMembers},
+			{"multicast/payload", testPayload},
+			{"send", testSends},
+			{"acks/failing-listeners", testFailures},
+			{"acks/deferred", testDeferred},
+			{"detector/we-check", testWeCheck},
+			{"detector/they-check", testTheyCheck},
 		} {
-			t.Run(name, func(t *testing.T) { t.Parallel(); f(t, j) })
+			t.Run(c.name, func(t *testing.T) { t.Parallel(); c.run(t, j) })
 		}
+		t.Run("acks/silent", func(t *testing.T) { t.Parallel(); testSilent(t) })
+		t.Run("kill", func(t *testing.T) { t.Parallel(); testKill(t) })
 	})
-	t.Run("send", func(t *testing.T) { testSends(t, j) })
 }
 
 // Both find each other, see who leaves, and read each other's records.
@@ -56,17 +66,19 @@ func testMembers(t *testing.T, j *peer.JVM) {
 		t.Fatal(err)
 	}
 	a.sees(b.ID(), c.id())
-	if i := slices.IndexFunc(a.watched.Views(), func(v viewChange) bool {
-		return v.Event.Member.ID.String() == d.ID() && v.Event.Kind == channel.MemberLeft
-	}); i < 0 {
-		t.Errorf("we were not told that the Tribes node left, but %v", a.watched.Views())
-	}
+	a.wait(a.watched, "we are told that the Tribes node left", func() bool {
+		return slices.ContainsFunc(a.watched.Views(), func(v viewChange) bool {
+			return v.Event.Member.ID.String() == d.ID() && v.Event.Kind == channel.MemberLeft
+		})
+	})
 	c.stop()
 	seen(t, b, a.id())
-	if gone := b.Events("gone"); !slices.ContainsFunc(gone, func(e peer.Event) bool {
-		return strings.Contains(e.Values.Get("member"), c.id()) && strings.Contains(e.Values.Get("member"), channel.ShutdownCommand)
-	}) {
-		t.Errorf("the Tribes node was not told that we left, but %v", gone)
+	if err := b.Wait(within(t), "gone", func(gone []peer.Event) bool {
+		return slices.ContainsFunc(gone, func(e peer.Event) bool {
+			return strings.Contains(e.Values.Get("member"), c.id()) && strings.Contains(e.Values.Get("member"), channel.ShutdownCommand)
+		})
+	}); err != nil {
+		t.Errorf("the Tribes node was not told that we left, but %v", b.Events("gone"))
 	}
 }
 

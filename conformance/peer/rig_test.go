@@ -197,6 +197,7 @@ type nodeConfig struct {
 	local      channel.Member
 	port       int
 	reply      func(m *channel.Message) (bool, error)
+	ackTimeout time.Duration
 }
 
 // longhouse starts one of our nodes in the group. change may be nil.
@@ -229,6 +230,9 @@ func (g *group) longhouse(change func(c *nodeConfig)) *longhouse {
 	rc.Port, rc.AutoBind = c.port, 1
 	sc := tcp.DefaultSenderConfig()
 	sc.AckTimeout, sc.ConnectTimeout = 20*time.Second, 20*time.Second
+	if c.ackTimeout > 0 {
+		sc.AckTimeout = c.ackTimeout
+	}
 	stack, err := channel.NewStack(layers(g.t, s, c)...)
 	if err != nil {
 		g.t.Fatal(err)
@@ -342,7 +346,6 @@ func (n *longhouse) sees(ids ...string) {
 	})
 }
 
-
 // seen waits until a Tribes node's view holds exactly these members.
 func seen(t *testing.T, n *peer.Node, ids ...string) {
 	t.Helper()
@@ -412,4 +415,14 @@ func poll(t *testing.T, j *peer.JVM, what string, cond func() bool) {
 			t.Fatalf("%s: not within %v: %v; the log of the JVM:\n%s", what, patience, err, complaints(j))
 		}
 	}
+}
+
+// counter returns the sum of a metric over all labels.
+func (n *longhouse) counter(name string) (sum float64) {
+	for _, s := range n.metrics.Samples() {
+		if s.Name == name {
+			sum += s.Value
+		}
+	}
+	return sum
 }
