@@ -80,6 +80,10 @@ func (c *call) wait(ctx context.Context) error {
 	}
 }
 
+// open reports whether the end has not been told yet. Only the goroutine that
+// will call wait may ask.
+func (c *call) open() bool { return len(c.reply) == 0 }
+
 func (c *call) unref() {
 	if c.refs.Add(-1) == 0 {
 		c.free()
@@ -231,5 +235,25 @@ func (w *waitlist) remove(c *call) {
 func (w waitlist) signal() {
 	for w.head != nil {
 		w.pop().grant <- struct{}{}
+	}
+}
+
+// drained lets goroutines wait until something has become empty. The lock that
+// guards that something guards it too.
+type drained struct{ c chan struct{} }
+
+// wait returns a channel that the next signal closes.
+func (d *drained) wait() <-chan struct{} {
+	if d.c == nil {
+		d.c = make(chan struct{})
+	}
+	return d.c
+}
+
+// signal says that it is empty.
+func (d *drained) signal() {
+	if d.c != nil {
+		close(d.c)
+		d.c = nil
 	}
 }

@@ -22,11 +22,15 @@ import (
 // buffers; there is one writer at a time:
 //
 //   - a caller that waits for its own acknowledgement anyway and finds the
-//     connection idle writes in its own goroutine, once;
+//     connection idle writes in its own goroutine, once; so does one that does
+//     not wait, as long as such messages are rare;
 //   - everything else is written by the goroutine of run, which also connects.
 //
-// A third goroutine per connection reads acknowledgements: a writer that also
-// read could block for ever against a peer that does the same.
+// There is one reader at a time, too: a goroutine of its own, because a writer
+// that also read could block for ever against a peer that does the same. Only
+// while messages come one at a time, each after the acknowledgement of the one
+// before, it lets the callers read for themselves: waking another goroutine
+// takes as long as the message's way through the network.
 type pipe struct {
 	s    *Sender
 	addr netip.AddrPort
@@ -44,7 +48,7 @@ type pipe struct {
 	msgs    int      // accepted and not ended
 	bytes   int      // their frames
 	waiting waitlist
-	drained chan struct{} // or nil; closed when msgs becomes 0
+	drained drained // when msgs becomes 0
 
 	fails     int       // connections in a row that came to nothing
 	notBefore time.Time // of the next attempt to connect
@@ -88,12 +92,30 @@ func (q *batches) pop() *batch {
 // link is one connection of a pipe.
 type link struct {
 	conn net.Conn
+	gone chan struct{} // closed by close
+	turn chan struct{} // gives the reading to readAcks
+
+	// Of who is the reader.
+	dec  *wire.Decoder
+	none channel.Message // nobody sends one here
+	done []*call
+	bad  []bool
 
 	writing bool // guarded by pipe.mu, as all below
 	due     int  // acknowledgements that may come: frames handed to conn
 	early   int  // those of them from batches before the one being written
 	acked   bool // at least one has come
 	crowd   bool // the last read brought several
+
+	reading bool            // somebody is the reader
+	alone   bool            // the last read brought one, for a caller that waited
+	self    context.Context // of the caller that is the reader, or nil
+	inlined bool            // a caller has been the reader since the last tick
+
+	sparse     bool          // messages that nobody waits for are rare
+	lone       int           // batches of one such message, in a row
+	rapid      int           // messages in a row that came too soon for sparse
+	lastInline time.Duration // when one was last written by its caller
 
 	// Times of Sender.clock.
 	born    int64
@@ -115,6 +137,11 @@ const (
 	// inlineBytes is how much may be unacknowledged for a caller to write
 	// itself. It fits in socket buffers, so that callers do not block.
 	inlineBytes = 128 << 10
+	// Messages that nobody waits for are rare after so many that had nothing
+	// to be gathered with, and no longer rare after so many that came within
+	// rareGap of the one before.
+	loneForSparse, rapidForDense = 8, 4
+	rareGap                      = 15 * time.Microsecond
 	// stableAfter is how long a connection must have lived, or it must have
 	// acknowledged something, to count as a success.
 	stableAfter = time.Second
@@ -138,7 +165,7 @@ func (p *pipe) roundTrip(ctx context.Context, m *channel.Message) error {
 		return nil
 	}
 	c := p.s.newCall()
-	l, err := p.accept(ctx, c, m, true, true)
+	l, reader, err := p.accept(ctx, c, m, true, true)
 	if err != nil {
 		c.free()
 		return err
@@ -146,12 +173,30 @@ func (p *pipe) roundTrip(ctx context.Context, m *channel.Message) error {
 	if l != nil {
 		p.writeNext(l)
 	}
+	if reader {
+		p.readOwn(ctx, c, l)
+	}
 	return c.wait(ctx)
+}
+
+// readOwn makes the caller, who is the reader, read until its own message has
+// ended, and gives the reading up.
+func (p *pipe) readOwn(ctx context.Context, c *call, l *link) {
+	for c.open() && ctx.Err() == nil && p.readOnce(l) {
+	}
+	p.mu.Lock()
+	l.self = nil
+	l.reading = p.fifo.n > 0 // somebody waits: readAcks goes on
+	handOn := l.reading
+	p.mu.Unlock()
+	if handOn {
+		notify(l.turn)
+	}
 }
 
 // post implements outlet.
 func (p *pipe) post(ctx context.Context, c *call, m *channel.Message, wait bool) error {
-	_, err := p.accept(ctx, c, m, wait, false)
+	_, _, err := p.accept(ctx, c, m, wait, false)
 	return err
 }
 
@@ -171,12 +216,44 @@ func (p *pipe) drop(m *channel.Message) bool {
 	b.buf = wire.AppendFrameRecord(b.buf, rec, m)
 	b.plain++
 	b.plainBytes += size
-	busy := p.link.writing
+	l := p.link
+	busy := l.writing
+	inline := !busy && l.sparse && p.bytes == size && p.rare(l)
+	if inline {
+		p.reserve(l)
+	}
 	p.mu.Unlock()
-	if !busy { // the writer looks again before it ends
+	switch {
+	case inline:
+		p.writeNext(l)
+	case !busy: // the writer looks again before it ends
 		notify(p.kick)
 	}
 	return true
+}
+
+// rare reports whether messages that nobody waits for are still rare enough to
+// be written by their callers. Call it with mu held.
+func (p *pipe) rare(l *link) bool {
+	now := time.Since(p.s.begin)
+	if now-l.lastInline > rareGap {
+		l.rapid = 0
+	} else if l.rapid++; l.rapid >= rapidForDense {
+		l.sparse, l.lone, l.rapid = false, 0, 0
+	}
+	l.lastInline = now
+	return l.sparse
+}
+
+// gathered notes what a batch that run writes holds: with one message that
+// nobody waits for, again and again, there is nothing to be gained by gathering.
+// Call it with mu held.
+func (l *link) gathered(b *batch) {
+	if b.plain != 1 || b.acks != 0 {
+		l.lone = 0
+	} else if l.lone++; l.lone >= loneForSparse {
+		l.sparse = true
+	}
 }
 
 // fits reports whether a frame of size bytes has room in the window. Call it
@@ -187,9 +264,10 @@ func (p *pipe) fits(size int) bool {
 
 // accept puts m into the window and the buffer. With inline, and if the
 // connection is idle and little is in flight, it makes the caller the writer: it
-// must call writeNext. Otherwise run is told. After an error nobody but the
-// caller holds c.
-func (p *pipe) accept(ctx context.Context, c *call, m *channel.Message, wait, inline bool) (*link, error) {
+// must call writeNext. Otherwise run is told. If nothing else waits for an
+// acknowledgement either, it may make it the reader as well. After an error
+// nobody but the caller holds c.
+func (p *pipe) accept(ctx context.Context, c *call, m *channel.Message, wait, inline bool) (write *link, reader bool, err error) {
 	rec := p.s.recordOf(m.From)
 	c.size = wire.FrameSize(m)
 	p.mu.Lock()
@@ -200,39 +278,58 @@ func (p *pipe) accept(ctx context.Context, c *call, m *channel.Message, wait, in
 		p.bytes += c.size
 	case !wait:
 		p.mu.Unlock()
-		return nil, errFull
+		return nil, false, errFull
 	default:
+		p.s.met.stalls.Inc()
 		p.waiting.push(c)
 		p.mu.Unlock()
 		if err := p.await(ctx, c); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		p.mu.Lock()
 		if p.err != nil {
 			granted := p.release(1, c.size)
 			p.mu.Unlock()
 			granted.signal()
-			return nil, p.err
+			return nil, false, p.err
 		}
 	}
 	if p.err != nil {
 		p.mu.Unlock()
-		return nil, p.err
+		return nil, false, p.err
 	}
 	p.enqueue(c, m, rec)
 	l := p.link
-	if l != nil && l.writing {
-		p.mu.Unlock() // the writer looks again before it ends
-		return nil, nil
-	}
-	if inline && l != nil && p.bytes <= inlineBytes {
-		p.reserve(l)
+	if l == nil {
 		p.mu.Unlock()
-		return l, nil
+		notify(p.kick)
+		return nil, false, nil
+	}
+	busy := l.writing
+	inline = inline && !busy && p.bytes <= inlineBytes
+	if inline {
+		p.reserve(l)
+	}
+	acks := m.Options.Has(channel.UseAck)
+	turn := acks && !l.reading
+	reader = turn && inline && p.fifo.n == 1
+	if turn {
+		l.reading = true
+	}
+	if reader {
+		l.self, l.inlined = ctx, true
 	}
 	p.mu.Unlock()
-	notify(p.kick)
-	return nil, nil
+	if turn && !reader {
+		notify(l.turn)
+	}
+	switch {
+	case inline:
+		return l, reader, nil
+	case !busy: // the writer looks again before it ends
+		notify(p.kick)
+	}
+	return nil, false, nil
 }
 
 // await waits until c has been granted its room in the window.
@@ -303,9 +400,8 @@ func (p *pipe) release(msgs, bytes int) waitlist {
 		p.bytes += c.size
 		granted.push(c)
 	}
-	if p.msgs == 0 && p.drained != nil {
-		close(p.drained)
-		p.drained = nil
+	if p.msgs == 0 {
+		p.drained.signal()
 	}
 	return granted
 }
@@ -424,6 +520,7 @@ func (p *pipe) step() bool {
 		return p.connect(pause)
 	}
 	p.reserve(l)
+	l.gathered(p.queue.head)
 	p.mu.Unlock()
 	p.writeNext(l)
 	return true
@@ -450,7 +547,10 @@ func (p *pipe) connect(pause time.Duration) bool {
 		conn.Close()
 		return false
 	}
-	l := &link{conn: conn, born: now, used: now, ackAt: now}
+	l := &link{
+		conn: conn, gone: make(chan struct{}), turn: make(chan struct{}, 1), dec: wire.NewDecoder(maxAckFrame),
+		reading: true, born: now, used: now, ackAt: now,
+	}
 	p.link = l
 	p.s.wg.Add(1)
 	p.mu.Unlock()
@@ -518,7 +618,7 @@ func (p *pipe) fail(l *link, err error) {
 	if !errors.Is(err, errLost) {
 		ended, told, granted := p.abandon()
 		p.mu.Unlock()
-		l.conn.Close()
+		l.close()
 		p.end(ended, told, granted, err)
 		return
 	}
@@ -540,54 +640,82 @@ func (p *pipe) fail(l *link, err error) {
 	granted := p.release(msgs, bytes)
 	resend := p.fifo.n > 0
 	p.mu.Unlock()
-	l.conn.Close()
+	l.close()
 	if resend {
 		notify(p.kick)
 	}
 	p.end(ended, told, granted, err)
 }
 
-// readAcks is the goroutine that reads what the peer sends back.
+// close closes the connection. It is called once, by who has taken the link
+// from the pipe.
+func (l *link) close() {
+	l.conn.Close()
+	close(l.gone)
+}
+
+// readAcks is the goroutine that reads what the peer sends back, as long as
+// callers do not.
 func (p *pipe) readAcks(l *link) {
 	defer p.s.wg.Done()
-	dec := wire.NewDecoder(maxAckFrame)
-	var m channel.Message
-	var done []*call
-	var bad []bool
-	for {
-		n, err := l.conn.Read(dec.Space())
-		dec.Wrote(n)
-		bad = bad[:0]
-		var ferr error
-		for ferr == nil {
-			var kind wire.Kind
-			kind, ferr = dec.Next(&m)
-			if kind == wire.Incomplete {
-				break
-			}
-			bad = append(bad, kind == wire.NegativeAckFrame)
+	for p.readOnce(l) {
+		p.mu.Lock()
+		leave := l.alone && p.fifo.n == 0
+		if leave {
+			l.alone, l.reading, l.inlined = false, false, true // until a tick without a caller
 		}
-		var ok bool
-		if done, ok = p.acknowledged(l, done[:0], len(bad)); !ok && ferr == nil {
-			ferr = errors.New("an acknowledgement of nothing")
+		p.mu.Unlock()
+		if !leave {
+			continue
 		}
-		for i, c := range done {
-			p.settle(c, bad[i])
-		}
-		clear(done)
-		switch {
-		case ferr != nil:
-			p.s.met.unexpected.Inc()
-			if unlogged, ok := p.s.gate.open(); ok {
-				p.s.log.Warn("closed a connection: the peer does not speak the protocol", zap.Stringer("peer", p.addr), zap.Error(ferr), zap.Int64("unlogged", unlogged))
-			}
-			p.fail(l, fmt.Errorf("tcp: %s sent %w: %w", p.addr, ferr, channel.ErrDisconnected))
-			return
-		case err != nil:
-			p.fail(l, lost(err))
+		select {
+		case <-l.turn:
+		case <-l.gone:
 			return
 		}
 	}
+}
+
+// readOnce reads once and ends the messages whose acknowledgements have come.
+// It returns false when the connection has come to its end. The caller is the
+// reader.
+func (p *pipe) readOnce(l *link) bool {
+	n, err := l.conn.Read(l.dec.Space())
+	l.dec.Wrote(n)
+	l.bad = l.bad[:0]
+	var ferr error
+	for ferr == nil {
+		var kind wire.Kind
+		kind, ferr = l.dec.Next(&l.none)
+		if kind == wire.Incomplete {
+			break
+		}
+		l.bad = append(l.bad, kind == wire.NegativeAckFrame)
+	}
+	var ok bool
+	if l.done, ok = p.acknowledged(l, l.done[:0], len(l.bad)); !ok && ferr == nil {
+		ferr = errors.New("an acknowledgement of nothing")
+	}
+	for i, c := range l.done {
+		p.settle(c, l.bad[i])
+	}
+	clear(l.done)
+	switch {
+	case ferr != nil:
+		p.s.met.unexpected.Inc()
+		if unlogged, ok := p.s.gate.open(); ok {
+			p.s.log.Warn("closed a connection: the peer does not speak the protocol", zap.Stringer("peer", p.addr), zap.Error(ferr), zap.Int64("unlogged", unlogged))
+		}
+		p.fail(l, fmt.Errorf("tcp: %s sent %w: %w", p.addr, ferr, channel.ErrDisconnected))
+		return false
+	case err != nil && channel.IsTimeout(err): // tick has interrupted a caller; the deadline is of no use to anybody else
+		err = l.conn.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		p.fail(l, lost(err))
+		return false
+	}
+	return true
 }
 
 // acknowledged takes the calls that n acknowledgements end. It returns false if
@@ -611,6 +739,7 @@ func (p *pipe) acknowledged(l *link, done []*call, n int) ([]*call, bool) {
 	for range n {
 		c := p.fifo.pop()
 		size += c.size
+		l.alone = n == 1 && c.group == nil
 		done = append(done, c)
 	}
 	granted := p.release(n, size)
@@ -652,10 +781,22 @@ func (p *pipe) tick(now int64) {
 	if idle {
 		p.link = nil
 	}
+	turn := !l.reading && !l.inlined
+	if turn {
+		l.reading = true
+	}
+	l.inlined = false
+	interrupt := l.self != nil && l.self.Err() != nil
 	p.mu.Unlock()
+	if turn {
+		notify(l.turn)
+	}
+	if interrupt {
+		_ = l.conn.SetReadDeadline(time.Unix(1, 0)) // a closed connection needs none
+	}
 	switch {
 	case idle:
-		l.conn.Close()
+		l.close()
 	case stuck:
 		p.s.met.timeouts.Inc()
 		p.fail(l, fmt.Errorf("tcp: %s does not read: %w", p.addr, channel.ErrAckTimeout))
@@ -672,13 +813,10 @@ func (p *pipe) drain(ctx context.Context) {
 		p.mu.Unlock()
 		return
 	}
-	if p.drained == nil {
-		p.drained = make(chan struct{})
-	}
-	drained := p.drained
+	empty := p.drained.wait()
 	p.mu.Unlock()
 	select {
-	case <-drained:
+	case <-empty:
 	case <-ctx.Done():
 	}
 }
@@ -697,7 +835,7 @@ func (p *pipe) close(err error) {
 	p.mu.Unlock()
 	p.cancel()
 	if l != nil {
-		l.conn.Close()
+		l.close()
 	}
 	p.end(ended, told, granted, err)
 }

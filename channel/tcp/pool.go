@@ -29,7 +29,7 @@ type pool struct {
 	idle      []*lane
 	lanes     map[*lane]struct{} // all open ones
 	busy      int                // messages that have a slot
-	drained   chan struct{}      // or nil; closed when busy becomes 0
+	drained   drained            // when busy becomes 0
 	fails     int
 	notBefore time.Time
 }
@@ -121,9 +121,8 @@ func (p *pool) enter(ctx context.Context, wait bool) error {
 func (p *pool) leave() {
 	p.mu.Lock()
 	p.busy--
-	if p.busy == 0 && p.drained != nil {
-		close(p.drained)
-		p.drained = nil
+	if p.busy == 0 {
+		p.drained.signal()
 	}
 	p.mu.Unlock()
 	<-p.slots
@@ -331,13 +330,10 @@ func (p *pool) drain(ctx context.Context) {
 		p.mu.Unlock()
 		return
 	}
-	if p.drained == nil {
-		p.drained = make(chan struct{})
-	}
-	drained := p.drained
+	empty := p.drained.wait()
 	p.mu.Unlock()
 	select {
-	case <-drained:
+	case <-empty:
 	case <-ctx.Done():
 	}
 }

@@ -112,7 +112,7 @@ type outlet interface {
 var errFull = errors.New("tcp: the window is full")
 
 type senderMetrics struct {
-	messages, bytes, retries, lost, timeouts, negative, unexpected, connects, connectFailures *channel.Counter
+	messages, bytes, retries, lost, stalls, timeouts, negative, unexpected, connects, connectFailures *channel.Counter
 }
 
 const (
@@ -133,6 +133,7 @@ func NewSender(c SenderConfig, s channel.Settings) *Sender {
 			bytes:           m.Counter("channel_send_bytes_total", "Bytes written."),
 			retries:         m.Counter("channel_send_retries_total", "Messages sent again after their connection was lost."),
 			lost:            m.Counter("channel_send_lost_total", "Messages that nobody waited for and that were lost with their connection."),
+			stalls:          m.Counter("channel_send_stalls_total", "Messages that had to wait because the window of their destination was full."),
 			timeouts:        m.Counter("channel_send_timeouts_total", "Connections closed because the peer did not acknowledge or read in time."),
 			negative:        m.Counter("channel_send_negative_total", "Negative acknowledgements received."),
 			unexpected:      m.Counter("channel_send_unexpected_total", "Connections closed because the peer sent something else than the acknowledgement of a message."),
