@@ -3,8 +3,11 @@ package interceptors
 import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/interceptors/dispatch"
+	"github.com/longhouse-go/longhouse/interceptors/domain"
 	"github.com/longhouse-go/longhouse/interceptors/failuredetector"
+	"github.com/longhouse-go/longhouse/interceptors/gzip"
 	"github.com/longhouse-go/longhouse/interceptors/throughput"
+	"github.com/longhouse-go/longhouse/interceptors/zstd"
 )
 
 // Builtin returns the factories of all built-in interceptors, in the order in
@@ -12,7 +15,10 @@ import (
 func Builtin() []channel.Factory[channel.Interceptor] {
 	return []channel.Factory[channel.Interceptor]{
 		throughput.Factory,
+		domain.Factory,
 		dispatch.Factory,
+		gzip.Factory,
+		zstd.Factory,
 		failuredetector.Factory,
 	}
 }
