@@ -35,6 +35,7 @@ func TestPeers(t *testing.T) {
 			t.Run(c.name, func(t *testing.T) { t.Parallel(); c.run(t, j) })
 		}
 		t.Run("acks/silent", func(t *testing.T) { t.Parallel(); testSilent(t) })
+		t.Run("tomcat", func(t *testing.T) { t.Parallel(); testTomcat(t) })
 		t.Run("kill", func(t *testing.T) { t.Parallel(); testKill(t) })
 	})
 }

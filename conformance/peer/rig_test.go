@@ -85,9 +85,9 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
-func startJVM(t *testing.T) *peer.JVM {
+func startJVM(t *testing.T, flags ...string) *peer.JVM {
 	t.Helper()
-	j, err := compiled(t).Start(within(t), peer.JVMConfig{})
+	j, err := compiled(t).Start(within(t), peer.JVMConfig{Flags: flags})
 	if err != nil {
 		t.Fatal(err)
 	}

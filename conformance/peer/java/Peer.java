@@ -3,6 +3,7 @@ import java.io.InputStreamReader;
 import java.io.PrintStream;
 import java.io.PrintWriter;
 import java.io.StringWriter;
+import java.lang.reflect.InvocationTargetException;
 import java.net.URLDecoder;
 import java.net.URLEncoder;
 import java.nio.charset.StandardCharsets;
@@ -63,8 +64,8 @@ public final class Peer {
             OUT.add("= " + number + " " + encode(run(verb, a)));
         } catch (Throwable e) {
             Map<String, String> r = new LinkedHashMap<>();
-            Throwable t = e;
-            r.put("error", e.getClass().getSimpleName() + ": " + e.getMessage());
+            Throwable t = e instanceof InvocationTargetException ? e.getCause() : e;
+            r.put("error", t.getClass().getSimpleName() + ": " + t.getMessage());
             Node.faults(t, r);
             OUT.add("- " + number + " " + encode(r));
         }
@@ -85,6 +86,10 @@ public final class Peer {
             }
             case "close":
                 return NODES.remove(name).stop();
+            case "webOpen":
+                return web("open", a);
+            case "webClose":
+                return web("close", a);
             case "exit":
                 Runtime.getRuntime().halt(0);
                 return null;
@@ -95,6 +100,11 @@ public final class Peer {
                 }
                 return n.run(verb, a);
         }
+    }
+
+    @SuppressWarnings("unchecked")
+    private static Map<String, String> web(String method, Map<String, String> a) throws Exception {
+        return (Map<String, String>) Class.forName("Web").getMethod(method, Map.class).invoke(null, a);
     }
 
     /** Tells the test something; key and value alternate. */
