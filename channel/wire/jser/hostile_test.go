@@ -45,7 +45,7 @@ func nest(depth int) []byte {
 }
 
 func TestHostile(t *testing.T) {
-	bomb := arrayList(begin()).i32(2).raw(tcBlock, 4).i32(2)
+
 	// Every list holds the one before twice: 2^90 values in 3 KB.
 	s := arrayList(begin()).i32(0).raw(tcBlock, 4).i32(0).raw(tcEnd)
 	last := int64(1)
@@ -53,7 +53,7 @@ func TestHostile(t *testing.T) {
 		s = s.raw(tcObject).ref(0).i32(2).raw(tcBlock, 4).i32(2).ref(last).ref(last).raw(tcEnd)
 		last++
 	}
-	bomb = s
+	bomb := s
 
 	tests := []struct {
 		name string
