@@ -198,6 +198,9 @@ func (c *Channel) start(ctx context.Context) error {
 	c.started = time.Now()
 	local := c.cfg.Local
 	if local.ID.IsZero() {
+		local.ID = c.chain.Load().stack.localID()
+	}
+	if local.ID.IsZero() {
 		local.ID = NewUniqueID()
 	}
 	local.Host, local.Port, local.Alive = addr.Addr(), int(addr.Port()), 0

@@ -141,3 +141,11 @@ type Descriptor struct {
 	// configuration.
 	SendInterest, ReceiveInterest *Interest
 }
+
+// Identifier is implemented by layers that know the identity this node has been
+// given by its configuration: other nodes have it in their lists. It counts
+// when the channel starts and Config.Local has none; the zero id stands for
+// none.
+type Identifier interface {
+	LocalID() UniqueID
+}

@@ -259,6 +259,16 @@ func (s *Stack) provider(prop string) *layer {
 	return nil
 }
 
+// localID returns the identity that the first Identifier gives this node.
+func (s *Stack) localID() UniqueID {
+	for i := range s.layers {
+		if x, ok := s.layers[i].Interceptor.(Identifier); ok && !x.LocalID().IsZero() {
+			return x.LocalID()
+		}
+	}
+	return UniqueID{}
+}
+
 // Warnings says, one sentence each, which layers miss others that they should
 // be used with, see Descriptor.Wants.
 func (s *Stack) Warnings() (list []string) {

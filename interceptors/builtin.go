@@ -6,6 +6,8 @@ import (
 	"github.com/longhouse-go/longhouse/interceptors/domain"
 	"github.com/longhouse-go/longhouse/interceptors/failuredetector"
 	"github.com/longhouse-go/longhouse/interceptors/gzip"
+	"github.com/longhouse-go/longhouse/interceptors/ping"
+	"github.com/longhouse-go/longhouse/interceptors/staticmember"
 	"github.com/longhouse-go/longhouse/interceptors/throughput"
 	"github.com/longhouse-go/longhouse/interceptors/zstd"
 )
@@ -19,6 +21,8 @@ func Builtin() []channel.Factory[channel.Interceptor] {
 		dispatch.Factory,
 		gzip.Factory,
 		zstd.Factory,
+		ping.Factory,
 		failuredetector.Factory,
+		staticmember.Factory,
 	}
 }
