@@ -44,10 +44,11 @@ type Manager interface {
 	Start(ctx context.Context, host ManagerHost) error
 	// Commit takes a batch of changes (session.AppendBatch) and returns when
 	// level is reached. Merging is commutative and idempotent, so a batch may
-	// be committed again after an error. If some members failed at a level
-	// above Async, they have left the view or are about to: Commit succeeds
-	// when all members that are still in the view have the change, and fails
-	// otherwise. batch is valid until Commit returns.
+	// be committed again after an error. A member that does not answer is not
+	// waited for longer than about a second: a level above Async is reached
+	// when all members that the manager has chosen for the sessions and that
+	// answer have the change. What a silent member misses it gets when it
+	// answers again. batch is valid until Commit returns.
 	Commit(ctx context.Context, batch []byte, level Level) error
 	// Load returns a replica, or nil if no node knows a living session of that
 	// key; of a session that goes on under another id it may return the
@@ -100,6 +101,9 @@ type ManagerStatus struct {
 	Sessions   int   `json:"sessions"`
 	Tombstones int   `json:"tombstones"`
 	Bytes      int64 `json:"bytes"`
+	// Owned are the sessions that this node is responsible for, of managers
+	// that keep a session on some nodes only.
+	Owned int `json:"owned,omitempty"`
 	// Received counts the sessions that came by state transfer, and Transfer
 	// how long the last one took.
 	Received int           `json:"received"`

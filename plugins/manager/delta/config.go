@@ -1,12 +1,11 @@
 package delta
 
 import (
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/plugins/manager/internal/replica"
 )
 
 // Config is what a user can set.
@@ -18,7 +17,8 @@ type Config struct {
 	// SettleTime is how long to wait for a first member before deciding that
 	// there is nobody to ask; about two heartbeats.
 	SettleTime time.Duration `yaml:"settle_time"`
-	// StallTimeout gives up a member that says nothing during an exchange.
+	// StallTimeout gives up a member that says nothing during an exchange, or
+	// has said nothing since it came: it does not run this manager.
 	StallTimeout time.Duration `yaml:"stall_timeout"`
 	// SyncInterval is how often the node compares its sessions with another
 	// member, in case a change was lost on the way; 0 is never.
@@ -29,8 +29,9 @@ type Config struct {
 	TombstoneTTL time.Duration `yaml:"tombstone_ttl"`
 	// ExpireSlack is how long after its time to live a replica is kept.
 	ExpireSlack time.Duration `yaml:"expire_slack"`
-	// FaultGrace is how long a synchronous commit waits for a member that it
-	// could not reach to be removed from the view, before it fails.
+	// FaultGrace bounds how long anybody waits for a member that does not
+	// answer. After that it is put aside: nothing is sent to it and nobody
+	// waits for it until it answers again, and then it gets what it has missed.
 	FaultGrace time.Duration `yaml:"fault_grace"`
 	// FetchTimeout bounds asking the others for one session.
 	FetchTimeout time.Duration `yaml:"fetch_timeout"`
@@ -40,55 +41,60 @@ type Config struct {
 	MaxSessions int `yaml:"max_sessions"`
 	// MaxTombstones bounds the tombstones; the oldest are forgotten early.
 	MaxTombstones int `yaml:"max_tombstones"`
+	// DomainOnly keeps the sessions among the members of this node's own
+	// domain.
+	DomainOnly bool `yaml:"domain_only"`
 }
 
 // Default returns the defaults.
 func Default() Config {
+	c := replica.Defaults()
 	return Config{
-		StateTransferTimeout: 60 * time.Second,
-		SettleTime:           time.Second,
-		StallTimeout:         10 * time.Second,
-		SyncInterval:         time.Minute,
-		TombstoneTTL:         5 * time.Minute,
-		ExpireSlack:          time.Minute,
-		FaultGrace:           2 * time.Second,
-		FetchTimeout:         3 * time.Second,
-		ChunkBytes:           1 << 20,
-		MaxSessions:          2_000_000,
-		MaxTombstones:        1_000_000,
+		StateTransferTimeout: c.StateTransferTimeout,
+		SettleTime:           c.SettleTime,
+		StallTimeout:         c.StallTimeout,
+		SyncInterval:         c.SyncInterval,
+		TombstoneTTL:         c.TombstoneTTL,
+		ExpireSlack:          c.ExpireSlack,
+		FaultGrace:           c.FaultGrace,
+		FetchTimeout:         c.FetchTimeout,
+		ChunkBytes:           c.ChunkBytes,
+		MaxSessions:          c.MaxSessions,
+		MaxTombstones:        c.MaxTombstones,
+	}
+}
+
+func (c Config) common() replica.Config {
+	return replica.Config{
+		StateTransferTimeout: c.StateTransferTimeout,
+		SettleTime:           c.SettleTime,
+		StallTimeout:         c.StallTimeout,
+		SyncInterval:         c.SyncInterval,
+		TombstoneTTL:         c.TombstoneTTL,
+		ExpireSlack:          c.ExpireSlack,
+		FaultGrace:           c.FaultGrace,
+		FetchTimeout:         c.FetchTimeout,
+		ChunkBytes:           c.ChunkBytes,
+		MaxSessions:          c.MaxSessions,
+		MaxTombstones:        c.MaxTombstones,
+		DomainOnly:           c.DomainOnly,
 	}
 }
 
 // Validate implements channel.Validator.
 func (c *Config) Validate() error {
-	var errs []error
-	positive := func(name string, d time.Duration) {
-		if d <= 0 {
-			errs = append(errs, fmt.Errorf("%s is %v: it must be more than 0", name, d))
-		}
+	common := c.common()
+	return common.Validate()
+}
+
+// New makes a manager; it has no side effect but registering metrics.
+func New(c Config, s channel.Settings) (core.Manager, error) {
+	m, err := replica.New("delta", c.common(), s)
+	if err != nil {
+		return nil, err
 	}
-	notNegative := func(name string, d time.Duration) {
-		if d < 0 {
-			errs = append(errs, fmt.Errorf("%s is %v: it must not be negative", name, d))
-		}
-	}
-	notNegative("settle_time", c.SettleTime)
-	notNegative("sync_interval", c.SyncInterval)
-	notNegative("tombstone_ttl", c.TombstoneTTL)
-	notNegative("expire_slack", c.ExpireSlack)
-	notNegative("fault_grace", c.FaultGrace)
-	positive("stall_timeout", c.StallTimeout)
-	positive("fetch_timeout", c.FetchTimeout)
-	if c.ChunkBytes < 4<<10 || c.ChunkBytes > 8<<20 {
-		errs = append(errs, fmt.Errorf("chunk_bytes is %d: it must be from 4 KiB to 8 MiB", c.ChunkBytes))
-	}
-	if c.MaxSessions < 1 || c.MaxTombstones < 1 {
-		errs = append(errs, fmt.Errorf("max_sessions is %d and max_tombstones %d: both must be at least 1", c.MaxSessions, c.MaxTombstones))
-	}
-	return errors.Join(errs...)
+	return m, nil
 }
 
 // Factory makes delta managers from configuration.
-var Factory = channel.FactoryOf("delta", Default(), func(c Config, s channel.Settings) (core.Manager, error) {
-	return New(c, s)
-})
+var Factory = channel.FactoryOf("delta", Default(), New)

@@ -1,4 +1,4 @@
-package delta
+package replica
 
 import (
 	"bytes"
@@ -39,7 +39,7 @@ type node struct {
 	index   int
 	member  channel.Member
 	m       *Manager
-	links   map[int]chan parcel
+	links   map[int]chan shipment
 	mu      sync.Mutex
 	updates map[session.Key]*session.Record
 	live    []*session.Record // what Resync commits
@@ -48,7 +48,7 @@ type node struct {
 	table   *table.Table // if set, it gets Update and Resync
 }
 
-type parcel struct {
+type shipment struct {
 	body []byte
 	done func(error)
 }
@@ -58,7 +58,7 @@ func newSim(t *testing.T) *sim {
 }
 
 func testConfig() Config {
-	c := Default()
+	c := Defaults()
 	c.SyncInterval = 0 // tests that want it say so
 	return c
 }
@@ -67,7 +67,7 @@ func testConfig() Config {
 func (s *sim) add(c Config) *node {
 	s.mu.Lock()
 	i := len(s.nodes)
-	n := &node{sim: s, index: i, updates: map[session.Key]*session.Record{}, links: map[int]chan parcel{}}
+	n := &node{sim: s, index: i, updates: map[session.Key]*session.Record{}, links: map[int]chan shipment{}}
 	n.member.ID[0], n.member.ID[15] = byte(i+1), 1
 	n.member.Alive = time.Hour - time.Duration(i)*time.Minute
 	s.nodes = append(s.nodes, n)
@@ -77,7 +77,7 @@ func (s *sim) add(c Config) *node {
 }
 
 func (n *node) start(c Config) {
-	m, err := New(c, channel.Settings{Metrics: channel.NewMetrics()})
+	m, err := New("delta", c, channel.Settings{Metrics: channel.NewMetrics()})
 	if err != nil {
 		n.sim.t.Fatal(err)
 	}
@@ -153,13 +153,13 @@ func (s *sim) stop() {
 }
 
 // link returns the queue to another node.
-func (n *node) link(to *node) chan parcel {
+func (n *node) link(to *node) chan shipment {
 	s := n.sim
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := n.links[to.index]
 	if l == nil && n.links != nil {
-		l = make(chan parcel, 1024)
+		l = make(chan shipment, 1024)
 		n.links[to.index] = l
 		s.wg.Go(func() {
 			for p := range l {
@@ -208,7 +208,7 @@ func (n *node) Send(ctx context.Context, to []channel.Member, o channel.Options,
 			continue
 		}
 		answer := make(chan error, 1)
-		p := parcel{bytes.Clone(body), func(err error) { answer <- err }}
+		p := shipment{bytes.Clone(body), func(err error) { answer <- err }}
 		l := n.link(peer)
 		if l == nil {
 			faults[i] = channel.ErrClosed
@@ -309,7 +309,7 @@ func (n *node) status() core.ManagerStatus {
 
 // fingerprint is everything that the node knows.
 func (n *node) fingerprint() string {
-	b, _ := n.m.store.appendDigests(nil, 0, 1<<30, time.Now().UnixMilli())
+	b, _ := n.m.appendDigests(nil, 0, shardCount, 1<<30, 0)
 	var pairs []string
 	for ; len(b) > 0; b = b[pairSize:] {
 		pairs = append(pairs, string(b[:pairSize]))

@@ -1,4 +1,4 @@
-package delta
+package replica
 
 import (
 	"bytes"
@@ -29,15 +29,19 @@ const (
 )
 
 var (
-	errStopped = errors.New("delta: not running")
-	errAlone   = errors.New("delta: no other member is known to have a copy")
-	errBusy    = errors.New("delta: too many requests of other members are waiting")
+	errStopped = errors.New("manager: not running")
+	errAlone   = errors.New("manager: no other member is known to have a copy")
+	errBusy    = errors.New("manager: too many requests of other members are waiting")
 )
 
-var decoders = sync.Pool{New: func() any { return new(session.Decoder) }}
+var (
+	decoders = sync.Pool{New: func() any { return new(session.Decoder) }}
+	itemPool = sync.Pool{New: func() any { return new(items) }}
+)
 
 // Manager implements core.Manager.
 type Manager struct {
+	name    string
 	cfg     Config
 	log     *zap.Logger
 	store   *store
@@ -45,6 +49,17 @@ type Manager struct {
 	buffers sync.Pool // of *bytes.Buffer
 	jobs    chan func()
 	kick    chan struct{} // wakes run; capacity 1
+	probes  chan struct{} // wakes watch; capacity 1
+	pings   atomic.Uint64 // the number of the last ping
+	group   atomic.Pointer[group]
+	loading sync.Map // session.Key: the host waits for it
+
+	// What placer has to do.
+	placeKick chan struct{} // capacity 1
+	placing   sync.Mutex
+	unsettled map[session.Key]struct{} // guarded by placing, as the next two
+	scanAt    time.Time                // when to look at all sessions, or zero
+	promote   bool                     // look for owners that are gone at once
 
 	ctx    context.Context // ends with Stop
 	cancel context.CancelFunc
@@ -67,21 +82,26 @@ type Manager struct {
 }
 
 type metrics struct {
-	malformed, faults, failures, exchanges, repairs, busy *channel.Counter
+	malformed, faults, failures, exchanges, repairs, busy, aside *channel.Counter
+	merged, promoted, moved, copied, dropped                     *channel.Counter
 }
 
-// New makes a manager; it has no side effect but registering metrics.
-func New(c Config, s channel.Settings) (*Manager, error) {
+// New makes a manager; it has no side effect but registering metrics. name is
+// that of the kind of manager, for errors and metrics.
+func New(name string, c Config, s channel.Settings) (*Manager, error) {
 	if err := c.Validate(); err != nil {
-		return nil, fmt.Errorf("delta: %w", err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	m := &Manager{
-		cfg: c, log: s.Logger, store: newStore(c),
+		name: name, cfg: c, log: s.Logger,
 		jobs: make(chan func(), jobQueue), kick: make(chan struct{}, 1),
 		readyCh: make(chan struct{}), changed: make(chan struct{}),
 		peers: map[channel.UniqueID]*peer{}, exchanges: map[uint64]*exchange{}, fetches: map[uint64]*fetch{},
+		probes: make(chan struct{}, 1), placeKick: make(chan struct{}, 1), unsettled: map[session.Key]struct{}{},
 		state: "not started",
 	}
+	m.store = newStore(c, func() uint64 { return m.group.Load().self })
+	m.group.Store(m.newGroup())
 	m.buffers.New = func() any { return new(bytes.Buffer) }
 	if m.log == nil {
 		m.log = zap.NewNop()
@@ -93,7 +113,7 @@ func New(c Config, s channel.Settings) (*Manager, error) {
 
 func (m *Manager) register(s channel.Settings) {
 	counter := func(name, help string) *channel.Counter {
-		return s.Metrics.Counter("delta_"+name+"_total", help, "manager", s.Name)
+		return s.Metrics.Counter(m.name+"_"+name+"_total", help, "manager", s.Name)
 	}
 	m.m = metrics{
 		malformed: counter("malformed", "messages and batches that could not be read"),
@@ -102,12 +122,21 @@ func (m *Manager) register(s channel.Settings) {
 		exchanges: counter("exchanges", "complete exchanges with another member"),
 		repairs:   counter("repairs", "sessions asked for because only a change of them was known"),
 		busy:      counter("busy", "requests of other members refused because too many were waiting"),
+		aside:     counter("aside", "members put aside because they did not answer"),
+	}
+	if m.placed() {
+		m.m.merged = counter("owners_merged", "sessions of which this node was the owner, and found that another one is")
+		m.m.promoted = counter("promoted", "sessions whose owner had gone, and that this node took over")
+		m.m.moved = counter("moved", "sessions that this node took over because of a request")
+		m.m.copied = counter("copies_made", "copies of sessions made on another node because one was missing")
+		m.m.dropped = counter("copies_dropped", "copies of sessions dropped because they are kept elsewhere")
 	}
 	for _, g := range []struct {
 		name, help string
 		v          *atomic.Int64
 	}{
 		{"sessions", "sessions held for all nodes", &m.store.sessions},
+		{"owned", "sessions that this node is responsible for", &m.store.owned},
 		{"tombstones", "ended sessions remembered", &m.store.tombstones},
 		{"bytes", "names and values of all attributes", &m.store.bytes},
 		{"conflicts", "attributes changed on two nodes independently, since start", &m.store.conflicts},
@@ -116,7 +145,7 @@ func (m *Manager) register(s channel.Settings) {
 		{"sessions_refused", "changes refused because of max_sessions, since start", &m.store.refused},
 		{"access_in_future", "access times ahead of the clock, since start", &m.store.future},
 	} {
-		s.Metrics.Gauge("delta_"+g.name, g.help, func() float64 { return float64(g.v.Load()) }, "manager", s.Name)
+		s.Metrics.Gauge(m.name+"_"+g.name, g.help, func() float64 { return float64(g.v.Load()) }, "manager", s.Name)
 	}
 }
 
@@ -133,6 +162,10 @@ func (m *Manager) Start(_ context.Context, host core.ManagerHost) error {
 	m.host = host
 	m.state = "looking for other members"
 	m.wg.Go(m.run)
+	m.wg.Go(m.watch)
+	if m.placed() {
+		m.wg.Go(m.placer)
+	}
 	m.wg.Go(m.sweep)
 	for range workers {
 		m.wg.Go(m.work)
@@ -175,25 +208,55 @@ func (m *Manager) running() (core.ManagerHost, channel.View, error) {
 
 // Commit implements core.Manager.
 func (m *Manager) Commit(ctx context.Context, batch []byte, level core.Level) error {
-	host, view, err := m.running()
+	host, _, err := m.running()
 	if err != nil {
 		return err
 	}
-	if _, err := m.apply(batch, nil); err != nil {
+	if m.placed() {
+		return m.commitPlaced(ctx, host, batch, level)
+	}
+	if _, err := m.applyBatch(batch, nil); err != nil {
 		return err
 	}
-	if len(view.Members) == 0 {
+	to := m.targets()
+	if len(to) == 0 {
 		return nil
 	}
 	buf := m.buffers.Get().(*bytes.Buffer)
 	defer m.recycle(buf)
 	buf.Write(appendHeader(buf.AvailableBuffer(), kindDelta, 0))
 	buf.Write(batch)
-	options := [...]channel.Options{core.Async: channel.SendAsync, core.Acked: channel.SendAck, core.Synced: channel.SendSyncAck}
-	if err = host.Send(ctx, view.Members, options[min(level, core.Synced)], buf.Bytes()); err == nil {
+	if level == core.Async {
+		return m.commitAsync(ctx, host, to, buf.Bytes())
+	}
+	deadline := time.Now().Add(m.cfg.FaultGrace)
+	ps := make([]parcel, len(to))
+	for i, member := range to {
+		ps[i] = parcel{member, buf.Bytes()}
+	}
+	faults := m.deliver(ctx, ps, level)
+	if len(faults) == 0 {
 		return nil
 	}
-	return m.faulty(ctx, view.Members, level, err)
+	m.note(faults)
+	return m.resolve(ctx, faults, level, deadline)
+}
+
+// commitAsync sends the same to all. Members that it does not reach get it by an
+// exchange.
+func (m *Manager) commitAsync(ctx context.Context, host core.ManagerHost, to []channel.Member, body []byte) error {
+	err := host.Send(ctx, to, channel.SendAsync, body)
+	if err == nil {
+		return nil
+	}
+	se, ok := errors.AsType[*channel.SendError](err)
+	if !ok || errors.Is(err, channel.ErrQueueFull) {
+		// Nothing is wrong with the members: the host keeps the changes, merges
+		// them with later ones, and tries again after a pause.
+		return fmt.Errorf("%s: commit at level %s: %w", m.name, core.Async, err)
+	}
+	m.note(se.Faults)
+	return nil
 }
 
 // recycle keeps a buffer for later, unless it is very large.
@@ -204,66 +267,19 @@ func (m *Manager) recycle(buf *bytes.Buffer) {
 	}
 }
 
-// faulty deals with members that a change did not reach. They get it by an
-// exchange if they stay or come back. Who waits for more than Async succeeds if
-// they leave the view soon.
-func (m *Manager) faulty(ctx context.Context, to []channel.Member, level core.Level, cause error) error {
-	se, ok := errors.AsType[*channel.SendError](cause)
-	if !ok || level == core.Async && errors.Is(cause, channel.ErrQueueFull) {
-		// Nothing is wrong with the members: the host keeps the changes, merges
-		// them with later ones, and tries again after a pause.
-		return fmt.Errorf("delta: commit at level %s: %w", level, cause)
+// apply merges items of another member. added is how many sessions were not known
+// before.
+func (m *Manager) apply(b []byte, from *channel.Member) (added int, err error) {
+	if !m.placed() {
+		return m.applyBatch(b, from)
 	}
-	faults := make([]channel.Member, 0, len(se.Faults))
-	for _, f := range se.Faults {
-		faults = append(faults, f.Member)
-	}
-	m.m.faults.Add(int64(len(faults)))
-	m.mu.Lock()
-	for _, f := range faults {
-		if p := m.peers[f.ID]; p != nil {
-			p.want(latest(time.Now().Add(retryMin), p.last.Add(faultPause)))
-		}
-	}
-	m.mu.Unlock()
-	m.wake()
-	if level == core.Async {
-		return nil
-	}
-	timer := time.NewTimer(m.cfg.FaultGrace)
-	defer timer.Stop()
-	for {
-		m.mu.Lock()
-		still, changed := 0, m.changed
-		for _, f := range faults {
-			if m.view.Has(f) {
-				still++
-			}
-		}
-		m.mu.Unlock()
-		if still == 0 {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return fmt.Errorf("delta: commit at level %s: %d of %d members do not have the change: %w", level, still, len(to), cause)
-		case <-ctx.Done():
-			return fmt.Errorf("delta: commit at level %s: %w (%w)", level, ctx.Err(), cause)
-		}
-	}
+	w, err := m.applyPlaced(b, *from, 0)
+	m.sendChanges(w)
+	return w.added, err
 }
 
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-// apply merges a batch; from is the member that sent it, nil for the host. added
-// is how many sessions were not known before.
-func (m *Manager) apply(batch []byte, from *channel.Member) (added int, err error) {
+// applyBatch merges a batch; from is the member that sent it, nil for the host.
+func (m *Manager) applyBatch(batch []byte, from *channel.Member) (added int, err error) {
 	now := time.Now().UnixMilli()
 	local := from == nil
 	var report []byte
@@ -275,7 +291,7 @@ func (m *Manager) apply(batch []byte, from *channel.Member) (added int, err erro
 	defer d.Reset(nil)
 	for d.Next() {
 		r := d.Record()
-		e := m.store.merge(r, local, now)
+		e := m.store.put(r, local, now)
 		if e.report {
 			report = append(report, d.Raw()...)
 		}
@@ -293,7 +309,7 @@ func (m *Manager) apply(batch []byte, from *channel.Member) (added int, err erro
 		}
 		for e.cascade != nil {
 			next := e.cascade
-			e = m.store.merge(next, false, now)
+			e = m.store.put(next, false, now)
 			if e.report {
 				report = session.AppendBatch(report, next)
 			}
@@ -307,41 +323,12 @@ func (m *Manager) apply(batch []byte, from *channel.Member) (added int, err erro
 	}
 	if err := d.Err(); err != nil {
 		m.m.malformed.Inc()
-		return added, fmt.Errorf("delta: batch of %d bytes: %w", len(batch), err)
+		return added, fmt.Errorf("%s: batch of %d bytes: %w", m.name, len(batch), err)
 	}
 	if refused > 0 {
-		return added, fmt.Errorf("delta: %d new sessions refused, %d are held already: %w", refused, m.store.sessions.Load(), session.ErrFull)
+		return added, fmt.Errorf("%s: %d new sessions refused, %d are held already: %w", m.name, refused, m.store.sessions.Load(), session.ErrFull)
 	}
 	return added, nil
-}
-
-// Load implements core.Manager.
-func (m *Manager) Load(ctx context.Context, key session.Key) (*session.Record, error) {
-	if _, _, err := m.running(); err != nil {
-		return nil, err
-	}
-	r, known := m.store.load(key, time.Now().UnixMilli())
-	if known || m.isReady() {
-		return r, nil
-	}
-	// The state transfer is going on: ask all members for this one session, and
-	// wait for the transfer if not all of them answer.
-	complete, err := m.fetch(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	if r, known = m.store.load(key, time.Now().UnixMilli()); known || complete {
-		return r, nil
-	}
-	select {
-	case <-m.readyCh:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("delta: load session %s while the state transfer is going on: %w", session.Prefix(key.ID), ctx.Err())
-	case <-m.ctx.Done():
-		return nil, errStopped
-	}
-	r, _ = m.store.load(key, time.Now().UnixMilli())
-	return r, nil
 }
 
 // Release implements core.Manager. It refuses while this may be the only manager
@@ -353,6 +340,9 @@ func (m *Manager) Release(_ context.Context, keys []session.Key) error {
 	if !m.copied() {
 		return errAlone
 	}
+	if m.placed() {
+		return m.releasePlaced(keys)
+	}
 	m.store.release(keys)
 	return nil
 }
@@ -362,37 +352,11 @@ func (m *Manager) copied() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.peers {
-		if !p.wanted && !p.running {
+		if p.hello && !p.aside && !p.wanted && !p.running {
 			return true
 		}
 	}
 	return false
-}
-
-// HandleView implements core.Manager.
-func (m *Manager) HandleView(_ context.Context, v channel.View) {
-	m.mu.Lock()
-	now := time.Now()
-	for _, member := range v.Members {
-		if p := m.peers[member.ID]; p != nil {
-			p.member = member
-			continue
-		}
-		p := &peer{member: member}
-		p.want(now.Add(m.patience(v.Local, member)))
-		m.peers[member.ID] = p
-	}
-	for id := range m.peers {
-		if _, there := v.Get(id); !there {
-			delete(m.peers, id)
-		}
-	}
-	m.view = v
-	changed := m.changed
-	m.changed = make(chan struct{})
-	m.mu.Unlock()
-	close(changed)
-	m.wake()
 }
 
 // wake makes run look at what is due.
@@ -412,8 +376,9 @@ func (m *Manager) isReady() bool {
 // Status implements core.Manager.
 func (m *Manager) Status(context.Context) (core.ManagerStatus, error) {
 	m.mu.Lock()
-	st := core.ManagerStatus{Ready: m.ready, State: m.state, Transfer: m.transfer}
+	st := core.ManagerStatus{Ready: m.ready, State: m.state + m.silence(), Transfer: m.transfer}
 	m.mu.Unlock()
+	st.Owned = int(m.store.owned.Load())
 	st.Sessions = int(m.store.sessions.Load())
 	st.Tombstones = int(m.store.tombstones.Load())
 	st.Bytes = m.store.bytes.Load()
@@ -458,28 +423,64 @@ func (m *Manager) work() {
 
 // HandleMessage implements core.Manager.
 func (m *Manager) HandleMessage(_ context.Context, from channel.Member, body []byte, done func(error)) {
-	done(m.handle(from, body))
+	if later, err := m.handle(from, body, done); !later {
+		done(err)
+	}
 }
 
-func (m *Manager) handle(from channel.Member, body []byte) error {
-	if _, _, err := m.running(); err != nil {
-		return err
+// handle takes a message; later says that it will call done itself.
+func (m *Manager) handle(from channel.Member, body []byte, done func(error)) (later bool, err error) {
+	if err := m.enter(from); err != nil {
+		return false, err
 	}
 	k, id, rest, err := parseHeader(body)
-	if err == nil {
+	switch {
+	case err != nil:
+	case k == kindDelta && m.placed():
+		later, err = m.gotChanges(from, rest, done)
+	default:
 		err = m.dispatch(from, k, id, rest)
 	}
 	if errors.Is(err, errMalformed) {
 		m.m.malformed.Inc()
-		err = fmt.Errorf("delta: message from %s: %w", from, err)
+		err = fmt.Errorf("%s: message from %s: %w", m.name, from, err)
 	}
-	return err
+	return later, err
+}
+
+// enter notes a sign of life of the member that a message came from.
+func (m *Manager) enter(from channel.Member) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.host == nil || m.stopped {
+		return errStopped
+	}
+	if p := m.peers[from.ID]; p != nil {
+		p.heard = time.Now()
+	}
+	return nil
+}
+
+// gotChanges takes changes of sessions that have a place. What has to be passed
+// on first is acknowledged later.
+func (m *Manager) gotChanges(from channel.Member, b []byte, done func(error)) (later bool, err error) {
+	flags, rest, err := parseFlags(b)
+	if err != nil {
+		return false, err
+	}
+	w, err := m.applyPlaced(rest, from, flags)
+	if err == nil && flags&flagStrict != 0 && len(w.changes) > 0 {
+		m.passOn(w, done)
+		return true, nil
+	}
+	m.sendChanges(w)
+	return false, err
 }
 
 func (m *Manager) dispatch(from channel.Member, k kind, id uint64, b []byte) error {
 	switch k {
 	case kindDelta:
-		_, err := m.apply(b, &from)
+		_, err := m.applyBatch(b, &from)
 		return err
 	case kindRecords:
 		return m.gotRecords(from, id, b)
@@ -487,6 +488,10 @@ func (m *Manager) dispatch(from channel.Member, k kind, id uint64, b []byte) err
 		return m.gotAnswer(from, id, b)
 	case kindFound:
 		return m.gotFound(from, id, b)
+	case kindPing:
+		return m.gotPing(from, id, b)
+	case kindPong:
+		return m.gotPong(from, id, b)
 	case kindDigest:
 		s, rest, err := parseSpan(b, pairSize)
 		if err != nil {
@@ -494,9 +499,13 @@ func (m *Manager) dispatch(from channel.Member, k kind, id uint64, b []byte) err
 		}
 		theirs := parsePairs(rest)
 		return m.enqueue(func() { m.serveDigest(from, id, s, theirs) })
-	default: // parseHeader has checked: kindFetch
+	case kindFetch:
+		flags, rest, err := parseFlags(b)
+		if err != nil {
+			return err
+		}
 		var keys []session.Key
-		err := session.DecodeBatch(b, func(r *session.Record) error {
+		err = session.DecodeBatch(rest, func(r *session.Record) error {
 			if len(keys) == maxFetch {
 				return fmt.Errorf("%w: more than %d keys", errMalformed, maxFetch)
 			}
@@ -506,7 +515,18 @@ func (m *Manager) dispatch(from channel.Member, k kind, id uint64, b []byte) err
 		if err != nil {
 			return fmt.Errorf("%w: %w", errMalformed, err)
 		}
-		return m.enqueue(func() { m.serveFetch(from, id, keys) })
+		return m.enqueue(func() { m.serveFetch(from, id, flags, keys) })
+	}
+	if !m.placed() {
+		return fmt.Errorf("%w: kind %d, but every node has every session here", errMalformed, k)
+	}
+	switch k {
+	case kindPlace:
+		return m.gotPlaces(from, b)
+	case kindDrop:
+		return m.gotDrop(from, b)
+	default: // parseHeader has checked: kindGone
+		return m.gotGone(from, b)
 	}
 }
 

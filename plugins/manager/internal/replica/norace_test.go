@@ -1,5 +1,5 @@
 //go:build !race
 
-package delta
+package replica
 
 const raceEnabled = false

@@ -1,4 +1,4 @@
-package delta
+package replica
 
 import (
 	"bytes"
@@ -114,20 +114,24 @@ func TestFaultyMembers(t *testing.T) {
 		if b.status().Sessions != 1 {
 			t.Error("the others do not have it")
 		}
-		// It comes back, stays, and cannot be reached: failure.
-		s.views(a, b, c)
-		s.setCut(func(x, y int) bool { return x == 2 || y == 2 })
+		// It comes back, stays, and cannot be reached: it is put aside.
 		a.m.HandleView(t.Context(), channel.NewView(99, a.member, []channel.Member{b.member, c.member}))
 		start := time.Now()
-		err := a.commit(core.Synced, whole(2, 1))
-		if _, is := errors.AsType[*channel.SendError](err); !is || time.Since(start).Truncate(time.Second) != 2*time.Second {
+		if err := a.commit(core.Synced, whole(2, 1)); err != nil || time.Since(start) > 1100*time.Millisecond {
 			t.Error(err, "after", time.Since(start))
+		}
+		start = time.Now()
+		if err := a.commit(core.Synced, whole(4, 1)); err != nil || time.Since(start) > 10*time.Millisecond {
+			t.Error(err, "after", time.Since(start), "although it is aside")
+		}
+		if st := a.status(); !strings.HasSuffix(st.State, "; one member does not answer") {
+			t.Error(st.State)
 		}
 		ok(t, a.commit(core.Async, whole(3, 1)))
 		// And when the link is back, it gets what it has missed.
 		s.setCut(func(int, int) bool { return false })
 		pause(time.Minute)
-		if c.fingerprint() != a.fingerprint() || c.status().Sessions != 3 {
+		if c.fingerprint() != a.fingerprint() || c.status().Sessions != 4 {
 			t.Error("not repaired:", c.status().Sessions)
 		}
 	})
@@ -148,7 +152,7 @@ func TestQueueFull(t *testing.T) {
 			t.Error(err)
 		}
 		pause(time.Minute)
-		if len(s.sent) != 0 {
+		if s.sent[kindDelta]+s.sent[kindDigest] != 0 {
 			t.Error("sent meanwhile:", s.sent)
 		}
 		s.mu.Lock()
@@ -547,14 +551,18 @@ func TestBounds(t *testing.T) {
 			"empty":        {},
 			"version":      {9, 1},
 			"kind 0":       {1, 0},
-			"kind 7":       {1, 7, 0, 0, 0, 0, 0, 0, 0, 0},
+			"kind 99":      {1, 99, 0, 0, 0, 0, 0, 0, 0, 0},
+			"empty ping":   {1, 7, 0, 0, 0, 0, 0, 0, 0, 0},
+			"empty pong":   {1, 8, 0, 0, 0, 0, 0, 0, 0, 0},
+			"placement":    {1, 9, 0, 0, 0, 0, 0, 0, 0, 0},
+			"empty fetch":  {1, 5, 0, 0, 0, 0, 0, 0, 0, 0},
 			"cut":          {1, 2, 0},
 			"no span":      {1, 2, 0, 0, 0, 0, 0, 0, 0, 0},
 			"empty span":   {1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 5, 0},
 			"large span":   {1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 5, 2, 5, 0},
 			"half a pair":  {1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3},
 			"bad delta":    {1, 1, 0xff},
-			"bad fetch":    {1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0xff},
+			"bad fetch":    {1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff},
 			"empty found":  {1, 6, 0, 0, 0, 0, 0, 0, 0, 0},
 			"stray answer": {1, 4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 7},
 		} {
@@ -577,7 +585,7 @@ func TestBounds(t *testing.T) {
 }
 
 func TestUnstarted(t *testing.T) {
-	m, err := New(testConfig(), channel.Settings{})
+	m, err := New("delta", testConfig(), channel.Settings{})
 	ok(t, err)
 	m.HandleMessage(t.Context(), channel.Member{}, []byte{1, 1}, func(err error) {
 		if err == nil {
@@ -594,10 +602,7 @@ func TestUnstarted(t *testing.T) {
 		t.Error("started after stop")
 	}
 	c := Config{ChunkBytes: 1, SettleTime: -1}
-	if _, err := New(c, channel.Settings{}); err == nil || !strings.Contains(err.Error(), "chunk_bytes") || !strings.Contains(err.Error(), "settle_time") {
-		t.Error(err)
-	}
-	if f, err := Factory.New(channel.NoConfig, channel.Settings{}); err != nil || f == nil {
+	if _, err := New("delta", c, channel.Settings{}); err == nil || !strings.Contains(err.Error(), "chunk_bytes") || !strings.Contains(err.Error(), "settle_time") {
 		t.Error(err)
 	}
 }
@@ -608,9 +613,11 @@ func FuzzMessage(f *testing.F) {
 	f.Add(append(appendHeader(nil, kindRecords, 5), batch...))
 	f.Add(append(span{0, 256, 1}.append(appendHeader(nil, kindDigest, 5)), make([]byte, 32)...))
 	f.Add(append(span{0, 1, 2}.append(appendHeader(nil, kindAnswer, 5)), make([]byte, 16)...))
-	f.Add(append(appendHeader(nil, kindFetch, 5), batch...))
+	f.Add(append(append(appendHeader(nil, kindFetch, 5), 0), batch...))
+	f.Add(append(appendHeader(nil, kindPing, 5), flagReady))
+	f.Add(append(appendHeader(nil, kindPong, 5), flagReady))
 	f.Add(append(appendHeader(nil, kindFound, 5), append([]byte{2}, batch...)...))
-	m, err := New(testConfig(), channel.Settings{})
+	m, err := New("delta", testConfig(), channel.Settings{})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -682,14 +689,14 @@ func TestTransfer100k(t *testing.T) {
 }
 
 func BenchmarkApply(b *testing.B) {
-	m, err := New(testConfig(), channel.Settings{})
+	m, err := New("delta", testConfig(), channel.Settings{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer func() { _ = m.Stop(context.Background()) }()
 	m.host = discard{}
 	for i := range 1000 {
-		if _, err := m.apply(session.AppendBatch(nil, whole(i, 512)), nil); err != nil {
+		if _, err := m.applyBatch(session.AppendBatch(nil, whole(i, 512)), nil); err != nil {
 			b.Fatal(err)
 		}
 		m.store.release([]session.Key{key(i)})
@@ -705,7 +712,7 @@ func BenchmarkApply(b *testing.B) {
 				batches[i] = session.AppendBatch(nil, change(i%1000, "blob", v, uint64(2+i/1000), 2))
 			}
 			for i := 0; b.Loop(); i++ {
-				if _, err := m.apply(batches[i%len(batches)], &from); err != nil {
+				if _, err := m.applyBatch(batches[i%len(batches)], &from); err != nil {
 					b.Fatal(err)
 				}
 			}

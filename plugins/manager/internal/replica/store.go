@@ -1,4 +1,4 @@
-package delta
+package replica
 
 import (
 	"cmp"
@@ -34,8 +34,10 @@ const (
 // called concurrently.
 type store struct {
 	cfg        Config
+	self       func() uint64 // this node
 	shards     [shardCount]shard
 	sessions   atomic.Int64
+	owned      atomic.Int64 // sessions that this node is responsible for
 	tombstones atomic.Int64
 	bytes      atomic.Int64
 	conflicts  atomic.Int64
@@ -58,6 +60,9 @@ type replica struct {
 	// asked is when somebody was last asked for the rest of the session, ms;
 	// only used until the replica is whole.
 	asked int64
+	// place is where the session is, if not everywhere; then it is set as soon
+	// as the session is known.
+	place *place
 }
 
 type tomb struct {
@@ -71,8 +76,8 @@ func (t tomb) record(k session.Key) *session.Record {
 	return &session.Record{Key: k, End: t.end, EndTime: t.endTime, RenewedTo: t.renewedTo}
 }
 
-func newStore(c Config) *store {
-	s := &store{cfg: c}
+func newStore(c Config, self func() uint64) *store {
+	s := &store{cfg: c, self: self}
 	for i := range s.shards {
 		s.shards[i] = shard{replicas: map[session.Key]*replica{}, tombs: map[session.Key]tomb{}}
 	}
@@ -100,11 +105,8 @@ type effect struct {
 }
 
 // merge takes over what r says; it copies what it keeps. local says that the
-// host committed it, so the host has it live.
-func (s *store) merge(r *session.Record, local bool, now int64) (e effect) {
-	sh := s.shard(r.Key)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
+// host committed it, so the host has it live. The shard is locked.
+func (s *store) merge(sh *shard, r *session.Record, local bool, now int64) (e effect) {
 	if r.End != session.Living {
 		return s.mergeEnd(sh, r, local, now)
 	}
@@ -152,6 +154,14 @@ func (s *store) merge(r *session.Record, local bool, now int64) (e effect) {
 	return e
 }
 
+// put is merge for who has not locked the shard.
+func (s *store) put(r *session.Record, local bool, now int64) effect {
+	sh := s.shard(r.Key)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return s.merge(sh, r, local, now)
+}
+
 func (s *store) mergeEnd(sh *shard, r *session.Record, local bool, now int64) (e effect) {
 	t, known := sh.tombs[r.Key]
 	end := t.record(r.Key)
@@ -191,6 +201,9 @@ func (s *store) remove(sh *shard, k session.Key, p *replica) {
 	delete(sh.replicas, k)
 	s.sessions.Add(-1)
 	s.bytes.Add(-int64(p.size))
+	if p.place != nil && p.place.owner.epoch > 0 && p.place.owner.node == s.self() {
+		s.owned.Add(-1)
+	}
 }
 
 // boundTombs forgets the oldest eighth of a shard's tombstones when there are
@@ -303,40 +316,13 @@ func (s *store) each(i int, now int64, f func(k session.Key, p *replica, t tomb)
 
 // versions returns the version digest.
 func versions(p *replica, t tomb) uint64 {
+	if p != nil && p.place != nil {
+		return p.Digest() ^ mix(p.place.owner.epoch<<32^p.place.owner.node)
+	}
 	if p != nil {
 		return p.Digest()
 	}
 	return session.DigestEnd(t.end, t.renewedTo)
-}
-
-// appendDigests appends the digests of whole shards, beginning with from, until
-// there are limit bytes, and returns the shard after the last.
-func (s *store) appendDigests(dst []byte, from, limit int, now int64) ([]byte, int) {
-	start := len(dst)
-	for from < shardCount {
-		s.each(from, now, func(k session.Key, p *replica, t tomb) {
-			dst = appendPair(dst, k.Digest(), versions(p, t))
-		})
-		from++
-		if len(dst)-start >= limit {
-			break
-		}
-	}
-	return dst, from
-}
-
-// compare returns the keys of a shard that the other side lacks or has
-// otherwise, and removes from theirs what is equal.
-func (s *store) compare(i int, theirs map[uint64]uint64, now int64) (send []session.Key) {
-	s.each(i, now, func(k session.Key, p *replica, t tomb) {
-		digest := k.Digest()
-		if v, has := theirs[digest]; has && v == versions(p, t) {
-			delete(theirs, digest)
-			return
-		}
-		send = append(send, k)
-	})
-	return send
 }
 
 // keys returns the keys of a shard that have one of the digests.
@@ -347,24 +333,6 @@ func (s *store) keys(i int, wanted map[uint64]bool, now int64) (send []session.K
 		}
 	})
 	return send
-}
-
-// appendRecords appends the records of the first keys to dst until it has limit
-// bytes, and returns the keys that are left.
-func (s *store) appendRecords(dst []byte, keys []session.Key, limit int) ([]byte, []session.Key) {
-	for len(keys) > 0 && len(dst) < limit {
-		k := keys[0]
-		keys = keys[1:]
-		sh := s.shard(k)
-		sh.mu.Lock()
-		if t, over := sh.tombs[k]; over {
-			dst = session.AppendBatch(dst, t.record(k))
-		} else if p := sh.replicas[k]; p != nil {
-			dst = p.AppendTo(dst, k)
-		}
-		sh.mu.Unlock()
-	}
-	return dst, keys
 }
 
 // summaries describes up to limit sessions.

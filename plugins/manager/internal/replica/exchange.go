@@ -1,10 +1,9 @@
-package delta
+package replica
 
 import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -12,7 +11,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/longhouse-go/longhouse/channel"
-	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
 )
 
@@ -33,8 +31,6 @@ const (
 	// has happened until then.
 	firstPatience  = 500 * time.Millisecond
 	secondPatience = 3 * time.Second
-	// maxFetch bounds the keys of one kindFetch.
-	maxFetch = 4096
 )
 
 var (
@@ -42,30 +38,6 @@ var (
 	errLeft    = errors.New("the member has left")
 	errRefused = errors.New("the member is not ready")
 )
-
-// peer is what is planned with another member. Manager.mu guards it.
-type peer struct {
-	member channel.Member
-	// wanted: an exchange is due at due; failed counts failures in a row.
-	wanted bool
-	due    time.Time
-	failed int
-	// running: this node has begun one; last is when it began the last one.
-	running bool
-	last    time.Time
-	// serving is the exchange that the member has begun with us since we want
-	// one.
-	serving uint64
-}
-
-// want asks for an exchange, not later than at due.
-func (p *peer) want(due time.Time) {
-	if !p.wanted || due.Before(p.due) {
-		p.due = due
-	}
-	p.wanted = true
-	p.serving = 0 // one that is going on may be past what there is to compare
-}
 
 // patience is how long to wait for the other side to begin.
 func (m *Manager) patience(local, member channel.Member) time.Duration {
@@ -121,7 +93,7 @@ func (m *Manager) nextDue() (*peer, time.Duration) {
 	wait := time.Hour
 	var best *peer
 	for _, p := range m.peers {
-		if !p.wanted {
+		if !p.wanted || p.aside || m.stranger(p, now) {
 			continue
 		}
 		if best == nil || p.due.Before(best.due) {
@@ -141,11 +113,14 @@ func (m *Manager) attempt(p *peer) {
 	member := p.member
 	p.wanted, p.running, p.last = false, true, time.Now()
 	m.mu.Unlock()
-	_, err := m.exchange(m.ctx, member, false)
+	_, err := m.exchange(m.ctx, member, 0, shardCount, false)
 	m.mu.Lock()
 	p.running = false
 	if err == nil {
 		p.failed = 0
+		if !p.wanted && !p.aside {
+			p.catch = false
+		}
 	} else if m.ctx.Err() == nil {
 		p.want(time.Now().Add(min(retryMin<<min(p.failed, 10), retryMax)))
 		if !errors.Is(err, errRefused) {
@@ -157,130 +132,6 @@ func (m *Manager) attempt(p *peer) {
 	if err != nil && failed == 1 && m.ctx.Err() == nil {
 		m.log.Warn("could not compare sessions with a member; trying again", zap.Stringer("member", member), zap.Error(err))
 	}
-}
-
-// join brings the state of the other members and then makes the manager ready.
-func (m *Manager) join() {
-	began := time.Now()
-	ctx, cancel := m.ctx, context.CancelFunc(func() {})
-	switch limit := m.cfg.StateTransferTimeout; {
-	case limit == 0:
-		m.setReady(0, "did not wait for the sessions of other members (state_transfer_timeout is 0)")
-		return
-	case limit > 0:
-		ctx, cancel = context.WithTimeout(m.ctx, limit)
-	}
-	defer cancel()
-	if !m.awaitMember(ctx) {
-		m.setReady(0, "nobody to ask for sessions")
-		return
-	}
-	asked, err := m.collect(ctx)
-	switch took := time.Since(began); {
-	case m.ctx.Err() != nil:
-	case err == nil:
-		m.setReady(took, fmt.Sprintf("received %d sessions from %d members in %v", m.received.Load(), asked, took.Round(time.Millisecond)))
-	default:
-		state := fmt.Sprintf("the state transfer was not complete after %v (%v); going on with the %d sessions received, the rest is fetched in the background",
-			took.Round(time.Millisecond), err, m.received.Load())
-		m.log.Error(state)
-		m.setReady(took, state)
-	}
-}
-
-func (m *Manager) setReady(took time.Duration, state string) {
-	m.mu.Lock()
-	m.ready, m.state, m.transfer = true, state, took
-	m.mu.Unlock()
-	close(m.readyCh)
-}
-
-// awaitMember waits for a view with a member in it.
-func (m *Manager) awaitMember(ctx context.Context) bool {
-	timer := time.NewTimer(m.cfg.SettleTime)
-	defer timer.Stop()
-	for {
-		m.mu.Lock()
-		n, changed := len(m.view.Members), m.changed
-		m.mu.Unlock()
-		if n > 0 {
-			return true
-		}
-		select {
-		case <-changed:
-		case <-timer.C:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-// collect exchanges with every member, the oldest first. It is complete when one
-// that was ready has answered and every other one has been tried, or when there
-// is nobody left who has not answered.
-func (m *Manager) collect(ctx context.Context) (asked int, err error) {
-	answered, tried := map[channel.UniqueID]bool{}, map[channel.UniqueID]bool{}
-	complete := false
-	var last error
-	for pause := retryMin; ; {
-		member, missing := m.nextToAsk(answered, tried)
-		if member.IsZero() {
-			if complete || missing == 0 {
-				return len(answered), nil
-			}
-			// Nobody had everything, and some have not answered: again.
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-				return len(answered), fmt.Errorf("%d members have not answered: %w", missing, last)
-			}
-			clear(tried)
-			pause = min(2*pause, retryMax)
-			continue
-		}
-		m.setState("receiving sessions from " + member.String())
-		tried[member.ID] = true
-		ready, err := m.exchange(ctx, member, true)
-		if err != nil {
-			last = fmt.Errorf("%s: %w", member, err)
-			if ctx.Err() != nil {
-				return len(answered), last
-			}
-			m.log.Warn("a member did not give its sessions; asking the next one", zap.Stringer("member", member), zap.Error(err))
-			continue
-		}
-		answered[member.ID] = true
-		complete = complete || ready
-		m.mu.Lock()
-		if p := m.peers[member.ID]; p != nil {
-			p.wanted = false
-		}
-		m.mu.Unlock()
-	}
-}
-
-func (m *Manager) setState(s string) {
-	m.mu.Lock()
-	m.state = s
-	m.mu.Unlock()
-}
-
-// nextToAsk returns the oldest member that has not been tried, and how many have
-// not answered.
-func (m *Manager) nextToAsk(answered, tried map[channel.UniqueID]bool) (next channel.Member, missing int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, member := range m.view.Members {
-		if answered[member.ID] {
-			continue
-		}
-		missing++
-		if next.IsZero() && !tried[member.ID] {
-			next = member
-		}
-	}
-	return next, missing
 }
 
 // exchange is one that this node has begun.
@@ -295,9 +146,9 @@ type answer struct {
 	wanted map[uint64]bool
 }
 
-// exchange compares all sessions with a member: each side gets what it lacks.
-// ready says that the member had complete state.
-func (m *Manager) exchange(ctx context.Context, member channel.Member, joining bool) (ready bool, err error) {
+// exchange compares the sessions of some shards with a member: each side gets
+// what it lacks. ready says that the member had complete state.
+func (m *Manager) exchange(ctx context.Context, member channel.Member, first, last int, joining bool) (ready bool, err error) {
 	x := &exchange{peer: member.ID, answers: make(chan answer, 1), progress: make(chan struct{}, 1)}
 	id := rand.Uint64()
 	m.mu.Lock()
@@ -314,13 +165,13 @@ func (m *Manager) exchange(ctx context.Context, member channel.Member, joining b
 		}
 	}()
 	ready = true
-	for from := 0; from < shardCount; {
+	for from := first; from < last; {
 		s := span{from: from}
 		if joining {
 			s.flags = flagJoining
 		}
 		var body []byte
-		body, s.to = m.digest(id, s)
+		body, s.to = m.digest(id, s, last, nodeOf(member))
 		if err := m.sendTo(ctx, member, channel.SendAck, body); err != nil {
 			return false, err
 		}
@@ -338,11 +189,48 @@ func (m *Manager) exchange(ctx context.Context, member channel.Member, joining b
 }
 
 // digest makes the message with the digests of some shards from s.from on.
-func (m *Manager) digest(id uint64, s span) (body []byte, to int) {
+func (m *Manager) digest(id uint64, s span, last int, peer uint64) (body []byte, to int) {
 	head := len(s.append(appendHeader(nil, kindDigest, id)))
-	body, s.to = m.store.appendDigests(make([]byte, head), s.from, digestBytes, time.Now().UnixMilli())
+	body, s.to = m.appendDigests(make([]byte, head), s.from, last, digestBytes, peer)
 	s.append(appendHeader(body[:0], kindDigest, id)) // over the space left for it
 	return body, s.to
+}
+
+// appendDigests appends the digests of what is shared with a member, in whole
+// shards, beginning with from, until there are limit bytes, and returns the shard
+// after the last.
+func (m *Manager) appendDigests(dst []byte, from, last, limit int, peer uint64) ([]byte, int) {
+	start, g, now := len(dst), m.group.Load(), time.Now().UnixMilli()
+	for from < last {
+		m.store.each(from, now, func(k session.Key, p *replica, t tomb) {
+			if m.shared(g, peer, k, p) {
+				dst = appendPair(dst, k.Digest(), versions(p, t))
+			}
+		})
+		from++
+		if len(dst)-start >= limit {
+			break
+		}
+	}
+	return dst, from
+}
+
+// compare returns the keys of a shard that the other side lacks or has
+// otherwise, and removes from theirs what is equal.
+func (m *Manager) compare(i int, theirs map[uint64]uint64, peer uint64) (send []session.Key) {
+	g := m.group.Load()
+	m.store.each(i, time.Now().UnixMilli(), func(k session.Key, p *replica, t tomb) {
+		digest := k.Digest()
+		v, has := theirs[digest]
+		if has && v == versions(p, t) {
+			delete(theirs, digest)
+			return
+		}
+		if has || m.shared(g, peer, k, p) {
+			send = append(send, k)
+		}
+	})
+	return send
 }
 
 // await waits for the answer about a span. Every message of the member gives it
@@ -352,11 +240,15 @@ func (m *Manager) await(ctx context.Context, x *exchange, s span) (answer, error
 	defer stall.Stop()
 	for {
 		m.mu.Lock()
-		_, there := m.peers[x.peer]
+		p := m.peers[x.peer]
+		there, aside := p != nil, p != nil && p.aside
 		changed := m.changed
 		m.mu.Unlock()
 		if !there {
 			return answer{}, errLeft
+		}
+		if aside {
+			return answer{}, errStalled
 		}
 		select {
 		case a := <-x.answers:
@@ -433,7 +325,7 @@ func (m *Manager) serveDigest(from channel.Member, id uint64, s span, theirs map
 func (m *Manager) serve(from channel.Member, id uint64, s span, theirs map[uint64]uint64) error {
 	w := m.newWindow(m.ctx, from)
 	for i := s.from; i < s.to && !w.failed(); i++ {
-		w.records(m.store.compare(i, theirs, time.Now().UnixMilli()), kindRecords, id)
+		w.records(m.compare(i, theirs, nodeOf(from)), kindRecords, id)
 	}
 	return w.end()
 }
@@ -449,7 +341,11 @@ func (m *Manager) reply(to channel.Member, body []byte) bool {
 func (m *Manager) sendTo(ctx context.Context, to channel.Member, o channel.Options, body []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
-	return m.host.Send(ctx, []channel.Member{to}, o, body)
+	err := m.host.Send(ctx, []channel.Member{to}, o, body)
+	if err == nil && o.Has(channel.SyncAck) {
+		m.heard(to)
+	}
+	return err
 }
 
 // window sends chunks of records, a few at a time. It belongs to one goroutine.
@@ -470,14 +366,19 @@ func (m *Manager) newWindow(ctx context.Context, to channel.Member) *window {
 	return &window{m: m, ctx: ctx, to: to, slots: make(chan struct{}, chunksInFlight)}
 }
 
-// records adds the records of the keys, and sends what makes a chunk.
+// records adds the records of the keys, and sends what makes a chunk. The
+// receiver counts as one that has them from now on; if it does not get them, an
+// exchange finds that.
 func (w *window) records(keys []session.Key, k kind, id uint64) {
 	for len(keys) > 0 && !w.failed() {
 		if w.buf == nil {
 			w.buf = appendHeader(make([]byte, 0, w.m.cfg.ChunkBytes+4096), k, id)
+			if k == kindDelta && w.m.placed() {
+				w.buf = append(w.buf, 0)
+			}
 			w.head = len(w.buf)
 		}
-		w.buf, keys = w.m.store.appendRecords(w.buf, keys, w.m.cfg.ChunkBytes)
+		w.buf, keys = w.m.appendItems(w.buf, keys, w.m.cfg.ChunkBytes, nodeOf(w.to), false)
 		if len(w.buf) >= w.m.cfg.ChunkBytes {
 			w.flush()
 		}
@@ -565,126 +466,3 @@ func (m *Manager) gotAnswer(from channel.Member, id uint64, b []byte) error {
 	}
 	return nil
 }
-
-// fetch asks other members for single sessions.
-type fetch struct {
-	answers chan bool // one for each member that answered: whether it was ready
-}
-
-// fetch asks all members for one session, and merges what they have. complete
-// says that no member has it, or that the first that has it has answered.
-func (m *Manager) fetch(ctx context.Context, key session.Key) (complete bool, err error) {
-	_, view, err := m.running()
-	if err != nil {
-		return false, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.FetchTimeout)
-	defer cancel()
-	to := view.Members
-	f := &fetch{answers: make(chan bool, len(to))}
-	id := rand.Uint64()
-	m.mu.Lock()
-	m.fetches[id] = f
-	m.mu.Unlock()
-	defer func() {
-		m.mu.Lock()
-		delete(m.fetches, id)
-		m.mu.Unlock()
-	}()
-	body := session.AppendBatch(appendHeader(nil, kindFetch, id), &session.Record{Key: key})
-	failed := make(chan int, 1)
-	if len(to) == 0 || !m.spawn(func() {
-		n := 0
-		if se, ok := errors.AsType[*channel.SendError](m.host.Send(ctx, to, channel.SendAck, body)); ok {
-			n = len(se.Faults)
-		}
-		failed <- n
-	}) {
-		return false, nil
-	}
-	someReady := false
-	for waiting := len(to); waiting > 0; {
-		select {
-		case ready := <-f.answers:
-			waiting--
-			someReady = someReady || ready
-			if m.store.has(key) {
-				return true, nil
-			}
-		case n := <-failed:
-			waiting -= n
-			if n > 0 {
-				return false, nil
-			}
-		case <-ctx.Done():
-			return false, nil
-		case <-m.ctx.Done():
-			return false, errStopped
-		}
-	}
-	return someReady, nil
-}
-
-// has reports whether a load would find something to say about the key.
-func (s *store) has(k session.Key) bool {
-	sh := s.shard(k)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	p := sh.replicas[k]
-	_, over := sh.tombs[k]
-	return over || p != nil && p.Whole()
-}
-
-// serveFetch answers with what is known of the keys.
-func (m *Manager) serveFetch(from channel.Member, id uint64, keys []session.Key) {
-	flags := byte(0)
-	if m.isReady() {
-		flags = flagReady
-	}
-	body := append(appendHeader(nil, kindFound, id), flags)
-	body, keys = m.store.appendRecords(body, keys, m.cfg.ChunkBytes)
-	if !m.reply(from, body) || len(keys) == 0 {
-		return
-	}
-	w := m.newWindow(m.ctx, from)
-	w.records(keys, kindDelta, 0)
-	if err := w.end(); err != nil {
-		m.log.Debug("could not send sessions that a member asked for", zap.Stringer("member", from), zap.Error(err))
-	}
-}
-
-func (m *Manager) gotFound(from channel.Member, id uint64, b []byte) error {
-	if len(b) == 0 {
-		return fmt.Errorf("%w: cut off", errMalformed)
-	}
-	if _, err := m.apply(b[1:], &from); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	f := m.fetches[id]
-	m.mu.Unlock()
-	if f != nil {
-		select {
-		case f.answers <- b[0]&flagReady != 0:
-		default:
-		}
-	}
-	return nil
-}
-
-// askForRest asks a member for sessions of which it sent only changes. While
-// the state transfer is going on they come with it.
-func (m *Manager) askForRest(from channel.Member, keys []session.Key) {
-	if !m.isReady() {
-		return
-	}
-	keys = keys[:min(len(keys), maxFetch)]
-	body := appendHeader(nil, kindFetch, 0)
-	for _, k := range keys {
-		body = session.AppendBatch(body, &session.Record{Key: k})
-	}
-	m.m.repairs.Add(int64(len(keys)))
-	_ = m.enqueue(func() { m.reply(from, body) }) // if too busy: with the next change
-}
-
-var _ core.Manager = (*Manager)(nil)

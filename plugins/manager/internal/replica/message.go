@@ -1,4 +1,4 @@
-package delta
+package replica
 
 import (
 	"encoding/binary"
@@ -7,7 +7,8 @@ import (
 )
 
 // Every message starts with the version of the protocol and its kind. All
-// numbers are big endian; batches are those of session.AppendBatch.
+// numbers are big endian. A list of items is, without placement, a batch of
+// session.AppendBatch; with it, every record has a placement before it.
 const (
 	protocolVersion = 1
 	headerSize      = 2
@@ -16,31 +17,51 @@ const (
 type kind byte
 
 const (
-	// kindDelta: a batch of changes.
+	// kindDelta: items that have changed; with placement, flags before them.
 	kindDelta kind = 1
 	// kindDigest: exchange id, first shard, shard after the last, flags, and
 	// pairs of key digest and version digest.
 	kindDigest kind = 2
-	// kindRecords: exchange id, a batch: what the initiator lacks; or 0 and a
-	// batch: what the other side lacks.
+	// kindRecords: exchange id, items: what the initiator lacks; or 0 and items:
+	// what the other side lacks.
 	kindRecords kind = 3
 	// kindAnswer ends one kindDigest: exchange id, first shard, shard after the
 	// last, flags, and the key digests that the sender wants.
 	kindAnswer kind = 4
-	// kindFetch: fetch id, a batch of records of which only the keys count.
+	// kindFetch: fetch id, flags, a batch of records of which only the keys
+	// count.
 	kindFetch kind = 5
-	// kindFound answers it: fetch id, flags, a batch.
+	// kindFound answers it: fetch id, flags, items.
 	kindFound kind = 6
+	// kindPing asks for a sign of life: its number, flags. kindPong answers it
+	// with the same number.
+	kindPing kind = 7
+	kindPong kind = 8
+	// kindPlace: 0, items of which only the placement and the key count.
+	kindPlace kind = 9
+	// kindDrop: 0, and for each session that the receiver need not keep the
+	// version digest of the sender and a record of which only the key counts.
+	kindDrop kind = 10
+	// kindGone: 0, a batch of records of which only the keys count: the sender
+	// does not have them any more.
+	kindGone kind = 11
+
+	lastKind = kindGone
 )
 
-// Flags of kindDigest, kindAnswer and kindFound.
+// Flags of a message.
 const (
 	// flagJoining: the initiator has no complete state yet.
 	flagJoining byte = 1 << iota
-	// flagReady: the responder has a complete state.
+	// flagReady: the sender has a complete state.
 	flagReady
 	// flagRefused: the responder has not done what was asked; try again later.
 	flagRefused
+	// flagStrict: refuse the changes of sessions that the receiver does not have
+	// as a whole; somebody waits for a copy.
+	flagStrict
+	// flagTake: the sender is going to use the session.
+	flagTake
 )
 
 var errMalformed = errors.New("malformed message")
@@ -65,12 +86,20 @@ func parseHeader(b []byte) (k kind, id uint64, rest []byte, err error) {
 	switch {
 	case k == kindDelta:
 		return k, 0, rest, nil
-	case k < kindDelta || k > kindFound:
+	case k < kindDelta || k > lastKind:
 		return 0, 0, nil, fmt.Errorf("%w: unknown kind %d", errMalformed, b[1])
 	case len(rest) < 8:
 		return 0, 0, nil, fmt.Errorf("%w: cut off", errMalformed)
 	}
 	return k, binary.BigEndian.Uint64(rest), rest[8:], nil
+}
+
+// parseFlags splits the flags off.
+func parseFlags(b []byte) (flags byte, rest []byte, err error) {
+	if len(b) == 0 {
+		return 0, nil, fmt.Errorf("%w: cut off", errMalformed)
+	}
+	return b[0], b[1:], nil
 }
 
 // span is a range of shards with flags, at the start of kindDigest and

@@ -1,0 +1,334 @@
+package stored
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/session"
+)
+
+// maxConflicts is how often one change is put on top of another node's before
+// its turn is over.
+const maxConflicts = 16
+
+// writer writes changes to the store, one session at a time, until Stop.
+func (m *Manager) writer() {
+	for {
+		e, calls := m.next()
+		if e == nil {
+			return
+		}
+		m.write(e, calls)
+	}
+}
+
+// next waits for a session to be written; nil at the end.
+func (m *Manager) next() (*entry, []*commit) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for !m.closed {
+		now := m.now()
+		for len(m.later) > 0 && !m.later[0].due.After(now) {
+			e := m.later[0]
+			m.later[0] = nil
+			m.later = m.later[1:]
+			if e.queued && !e.due.IsZero() {
+				e.due = time.Time{}
+				m.ready = append(m.ready, e)
+			}
+		}
+		switch {
+		case len(m.ready) > 0 && m.down.since.IsZero(), len(m.ready) > 0 && !m.down.probe && !now.Before(m.down.retry):
+			e := m.ready[0]
+			m.ready[0] = nil
+			m.ready = m.ready[1:]
+			e.queued = false
+			if e.change == nil {
+				continue
+			}
+			m.down.probe = !m.down.since.IsZero()
+			e.writing, e.change = e.change, nil
+			calls := e.waiting
+			e.waiting = nil
+			return e, calls
+		case len(m.ready) > 0 && !m.down.probe:
+			m.waitUntil(m.down.retry)
+		case len(m.later) > 0 && m.down.since.IsZero():
+			m.waitUntil(m.later[0].due)
+		default:
+			m.todo.Wait()
+		}
+	}
+	return nil, nil
+}
+
+// failed notes that the store has failed; mu is held.
+func (m *Manager) failed(err error) {
+	if m.closed || m.ctx.Err() != nil {
+		return
+	}
+	m.retries.Inc()
+	now := m.now()
+	if m.down.since.IsZero() {
+		m.log.Warn("the store fails; changes wait here until it is back", zap.Error(err))
+		m.down = outage{since: now, pause: m.cfg.RetryMin}
+	} else if m.down.probe || !now.Before(m.down.retry) {
+		m.down.pause = min(2*m.down.pause, m.cfg.RetryMax)
+	}
+	m.down.err, m.down.probe, m.down.retry = err, false, now.Add(m.down.pause)
+	m.todo.Broadcast()
+}
+
+// works notes that the store has answered; mu is held.
+func (m *Manager) works() {
+	first := !m.met
+	m.met = true
+	if m.down.since.IsZero() {
+		return
+	}
+	m.log.Info("the store is back", zap.Duration("after", m.now().Sub(m.down.since)), zap.Int("waiting", m.pending))
+	m.down = outage{}
+	m.todo.Broadcast()
+	if !first {
+		// It may have come back without what it had.
+		m.resync(nil)
+	}
+}
+
+// resync asks the host for its sessions; e is one that has nothing to put a
+// change on without, or nil. mu is held.
+func (m *Manager) resync(e *entry) {
+	if m.closed {
+		return
+	}
+	m.work.Go(func() {
+		err := m.host.Resync(m.ctx)
+		if err != nil && m.ctx.Err() == nil {
+			m.log.Warn("the node could not give its sessions again", zap.Error(err))
+		}
+		if e == nil {
+			return
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if !e.orphan {
+			return
+		}
+		m.log.Warn("a change is dropped: neither the store nor this node has the session that it belongs to",
+			zap.String("session", session.Prefix(e.key.ID)), zap.String("context", e.key.Context))
+		for _, c := range e.waiting {
+			c.settle(nil)
+		}
+		e.waiting, e.change, e.orphan = nil, nil, false
+		m.done(e)
+	})
+}
+
+// done ends what is to be done for an entry without a change; mu is held.
+func (m *Manager) done(e *entry) {
+	m.pending--
+	if !e.held || e.ended != nil {
+		m.forget(e)
+	}
+	m.changed.Broadcast()
+}
+
+// write brings one change into the store.
+func (m *Manager) write(e *entry, calls []*commit) {
+	foreign := false
+	for range maxConflicts {
+		m.mu.Lock()
+		known := e.known
+		m.mu.Unlock()
+		if !known {
+			ctx, cancel := m.call()
+			rec, version, err := m.read(ctx, e.key)
+			cancel()
+			m.mu.Lock()
+			if err != nil {
+				m.putBack(e, calls, err)
+				m.mu.Unlock()
+				return
+			}
+			m.works()
+			m.learn(e, rec, version)
+			foreign = foreign || rec != nil
+			m.mu.Unlock()
+		}
+		err := m.attempt(e, calls, foreign)
+		if err == nil {
+			return
+		}
+		m.mu.Lock()
+		if !errors.Is(err, core.ErrStoreConflict) {
+			m.putBack(e, calls, err)
+			m.mu.Unlock()
+			return
+		}
+		m.conflicts.Inc()
+		m.works()
+		e.known = false
+		m.mu.Unlock()
+	}
+	// Others are faster all the time: let the rest of the queue go first.
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.putBack(e, calls, nil)
+}
+
+// putBack makes the change wait for another turn, because of err if that is not
+// nil; mu is held.
+func (m *Manager) putBack(e *entry, calls []*commit, err error) {
+	if e.change != nil {
+		m.merged += int64(e.writing.Merge(e.change))
+	}
+	e.change, e.writing = e.writing, nil
+	e.waiting = append(e.waiting, calls...)
+	if err != nil {
+		m.failed(err)
+	}
+	m.enqueue(e, true)
+}
+
+// attempt tries to write e.writing on top of what the store is known to have.
+func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
+	m.mu.Lock()
+	base := &session.Record{Key: e.key}
+	switch {
+	case e.ended != nil:
+		base.Merge(e.ended)
+	case e.rep != nil:
+		base = e.rep.Record(e.key)
+	}
+	version, had := e.version, e.rep != nil
+	change := e.writing
+	m.mu.Unlock()
+	conflicts := base.Merge(change.Share())
+	if base.Created == 0 && base.End == session.Living {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if e.change != nil { // the whole session may have come meanwhile
+			m.putBack(e, calls, nil)
+			return nil
+		}
+		e.change, e.writing, e.orphan = e.writing, nil, true
+		e.waiting = append(e.waiting, calls...)
+		m.resync(e)
+		return nil
+	}
+	item := core.StoreItem{Expires: m.expiry(base)}
+	ctx, cancel := m.call()
+	defer cancel()
+	if had && touchOnly(change) && base.End == session.Living {
+		if err := m.store.Touch(ctx, e.key, item.Expires); err != nil {
+			return fmt.Errorf("stored: touch: %w", err)
+		}
+	} else {
+		if base.End != session.Living {
+			tomb := base.Tombstone()
+			base = &tomb
+		}
+		item.Data = session.AppendBatch(nil, base)
+		var err error
+		if version, err = m.store.Save(ctx, e.key, item, version); err != nil {
+			return fmt.Errorf("stored: save: %w", err)
+		}
+	}
+	m.saved.Inc()
+	var update []byte
+	if foreign || base.End != change.End {
+		update = session.AppendBatch(nil, base)
+	}
+	m.mu.Lock()
+	m.works()
+	m.merged += int64(conflicts)
+	m.learn(e, base, version)
+	held := e.held
+	m.mu.Unlock()
+	if held && update != nil {
+		m.host.Update(update) // before the commit ends: see core.ManagerHost
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.announce(change, calls)
+	e.writing = nil
+	if e.change != nil {
+		m.enqueue(e, len(e.waiting) > 0 || m.cfg.Delay == 0)
+	} else {
+		m.done(e)
+	}
+	return nil
+}
+
+// touchOnly reports whether a change is about nothing but the last access.
+func touchOnly(r *session.Record) bool {
+	return r.End == session.Living && r.Created == 0 && len(r.Attrs) == 0 && r.MaxInactiveVersion == session.Version{}
+}
+
+// expiry returns when the store may forget a record; zero for never.
+func (m *Manager) expiry(r *session.Record) time.Time {
+	if r.End != session.Living {
+		return m.now().Add(max(m.cfg.TombstoneTTL, r.MaxInactive+m.cfg.ExpireSlack))
+	}
+	if r.MaxInactive <= 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(r.LastAccess).Add(r.MaxInactive + m.cfg.ExpireSlack)
+}
+
+// sweepLimit bounds what one call removes from a store.
+const sweepLimit = 1000
+
+// keeper asks the store until it has answered for the first time, and cleans it
+// from then on.
+func (m *Manager) keeper() {
+	probe := session.Key{Context: "longhouse", ID: session.NewID()}
+	pause := m.cfg.RetryMin
+	for {
+		ctx, cancel := m.call()
+		_, _, err := m.store.Load(ctx, probe)
+		cancel()
+		m.mu.Lock()
+		if err == nil {
+			m.works()
+			m.mu.Unlock()
+			break
+		}
+		m.failed(fmt.Errorf("stored: load: %w", err))
+		m.mu.Unlock()
+		if !m.sleep(pause) {
+			return
+		}
+		pause = min(2*pause, m.cfg.RetryMax)
+	}
+	sweeper, ok := m.store.(core.StoreSweeper)
+	for ok && m.sleep(m.cfg.SweepInterval) {
+		for {
+			ctx, cancel := m.call()
+			n, err := sweeper.Sweep(ctx, m.now(), sweepLimit)
+			cancel()
+			if err != nil && m.ctx.Err() == nil {
+				m.log.Warn("the store could not be cleaned of expired sessions", zap.Error(err))
+			}
+			if err != nil || n < sweepLimit {
+				break
+			}
+		}
+	}
+}
+
+// sleep waits, and reports whether the manager still runs.
+func (m *Manager) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-m.ctx.Done():
+		return false
+	}
+}
