@@ -139,7 +139,7 @@ func init() {
 	declare(lang+"Double", 0x80b3c24a296bfb04, plain, number, "D value")
 	declare(lang+"Enum", 0, enum, "")
 	declare(util+"concurrent.TimeUnit", 0, enum, lang+"Enum")
-	declare(stringBuffer, 0x2f0707d90adaeacb, custom, "", "I count", "Z shared", "[C value")
+	declare(stringBuffer, 0x2f0707d9eac8ead3, custom, "", "I count", "Z shared", "[C value")
 	declare(stringBuilder, 0x3cd5fb145a4c6acb, custom, "")
 
 	declare(bigIntegerClass, 0x8cfc9f1fa93bfb1d, custom, number,
