@@ -27,6 +27,16 @@ type Announcement struct {
 	Fingerprint string `cbor:"3,keyasint,omitempty"`
 	// Version is the software version, for people.
 	Version string `cbor:"4,keyasint,omitempty"`
+	// TLS says that the node's receiver takes TLS connections only. The
+	// receiver fills it in.
+	TLS bool `cbor:"5,keyasint,omitempty"`
+	// Credit is how many bytes a peer may send on a new connection before the
+	// node's receiver has granted more; 0 if it grants none. The receiver fills
+	// it in.
+	Credit int64 `cbor:"6,keyasint,omitempty"`
+	// Credited says that the node's sender understands credit, so that a
+	// receiver may grant it. The sender fills it in.
+	Credited bool `cbor:"7,keyasint,omitempty"`
 }
 
 // Encode returns the payload that carries a.

@@ -212,6 +212,7 @@ func (c *Channel) start(ctx context.Context) error {
 	}
 	c.annMu.Lock()
 	c.announcement.Fingerprint = c.Stack().Fingerprint()
+	c.describe(&local, &c.announcement)
 	local.Payload = c.announcement.Encode()
 	c.annMu.Unlock()
 	c.local.Store(&local)
@@ -248,6 +249,15 @@ func (c *Channel) start(ctx context.Context) error {
 		return fmt.Errorf("channel: start: membership: %w", err)
 	}
 	return nil
+}
+
+// describe lets sender and receiver complete what this node says about itself.
+func (c *Channel) describe(m *Member, a *Announcement) {
+	for _, part := range []any{c.cfg.Receiver, c.cfg.Sender} {
+		if d, ok := part.(Describer); ok {
+			d.Describe(m, a)
+		}
+	}
 }
 
 // Stop leaves the group, telling the others, and ends everything in reverse
@@ -483,6 +493,7 @@ func (c *Channel) Announce(ctx context.Context, a Announcement) error {
 	}
 	local := c.updateLocal(func(m *Member) {
 		a.Fingerprint = c.announcement.Fingerprint
+		c.describe(m, &a)
 		c.announcement = a
 		m.Payload = a.Encode()
 	})

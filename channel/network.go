@@ -48,6 +48,18 @@ type ContextDialer interface {
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
 }
 
+// SecuredNet is implemented by a transport.Net whose TCP connections are
+// protected by TLS.
+type SecuredNet interface {
+	Secured() bool
+}
+
+// IsSecured reports whether the TCP connections of n are protected by TLS.
+func IsSecured(n transport.Net) bool {
+	s, ok := n.(SecuredNet)
+	return ok && s.Secured()
+}
+
 // Dial opens a TCP connection to addr. It blocks until the connection stands,
 // fails, or ctx ends. A net whose dialer is no [ContextDialer] is given the
 // deadline and the cancellation of ctx through net.Dialer.

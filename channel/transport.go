@@ -40,6 +40,14 @@ type Receiver interface {
 	Stop(ctx context.Context) error
 }
 
+// Describer is implemented by senders and receivers that tell the other nodes more than an
+// address.
+type Describer interface {
+	// Describe completes this node's record and announcement. It is called
+	// after Listen, whenever the announcement changes.
+	Describe(m *Member, a *Announcement)
+}
+
 // Membership finds the other nodes and says when it no longer hears from them.
 type Membership interface {
 	// Start announces local to the group and reports other members to sink

@@ -34,6 +34,10 @@ type ReceiverConfig struct {
 	// MaxOutstanding bounds the messages of one connection whose processing
 	// was deferred and has not ended. At the bound the connection is not read.
 	MaxOutstanding int `yaml:"max_outstanding"`
+	// WindowBytes is how many bytes a node that understands it may have sent
+	// on a connection that have not been processed: it gets credit for more as
+	// messages end. 0 leaves it to the network's own flow control.
+	WindowBytes int `yaml:"window_bytes"`
 	// IdleTimeout closes connections on which nothing comes.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
 	// StallTimeout closes connections that do not begin with a frame within
@@ -48,6 +52,7 @@ func DefaultReceiverConfig() ReceiverConfig {
 	return ReceiverConfig{
 		Address: "127.0.0.1", Port: 4000, AutoBind: 100,
 		MaxFrame: wire.DefaultMaxFrame, MaxConnections: 1024, MaxBuffered: 512 << 20, MaxOutstanding: 4096,
+		WindowBytes: 8 << 20,
 		IdleTimeout: 10 * time.Minute, StallTimeout: 30 * time.Second,
 	}
 }
@@ -66,6 +71,7 @@ func (c ReceiverConfig) Validate() error {
 		within("port", c.Port, 0, 65535), within("auto_bind", c.AutoBind, 1, 65536),
 		within("max_frame", c.MaxFrame, minFrame, 1<<30), within("max_connections", c.MaxConnections, 1, 1<<20),
 		atLeast("max_buffered", c.MaxBuffered, c.MaxFrame), within("max_outstanding", c.MaxOutstanding, 1, 1<<20),
+		within("window_bytes", c.WindowBytes, 0, 1<<30),
 		positive("idle_timeout", c.IdleTimeout), positive("stall_timeout", c.StallTimeout))
 	return errors.Join(errs...)
 }

@@ -32,6 +32,13 @@ type inbound struct {
 
 	stopping atomic.Bool
 
+	// Credit, in bytes of frames and numbers of messages since the connection
+	// began. window is 0 if the sender does not understand credit.
+	window               atomic.Int64
+	doneBytes, doneCount atomic.Int64
+	granted              atomic.Int64
+	told                 int64 // doneCount as told last; of tellProgress alone
+
 	// Of the reading goroutine alone.
 	batch   []arrival        // batchSize of them, from the first bytes on
 	spare   []pending        // not used yet
@@ -46,7 +53,8 @@ type inbound struct {
 // arrival is one message of a batch.
 type arrival struct {
 	channel.Message
-	end *pending // or nil: nobody waits for it
+	size int      // of its frame
+	end  *pending // or nil: nobody waits for it
 }
 
 func newInbound(r *Receiver, nc net.Conn) *inbound {
@@ -155,7 +163,7 @@ func (c *inbound) process() (string, error) {
 		c.batch = make([]arrival, batchSize)
 	}
 	for {
-		room, err := c.acks.room(c.r.ctx, &c.stopping)
+		room, err := c.acks.room(c.r.ctx, &c.stopping, c.r.met.stalls)
 		switch {
 		case err == nil:
 		case c.stopping.Load():
@@ -174,6 +182,7 @@ func (c *inbound) process() (string, error) {
 		}
 		clear(c.batch[:n]) // keep no buffer alive
 		c.acks.calm()
+		c.grant()
 		if ferr := c.acks.flush(); ferr != nil {
 			return ackFailure(ferr)
 		}
@@ -198,7 +207,9 @@ func ackFailure(err error) (string, error) {
 func (c *inbound) take(limit int) (n int, reason string, err error) {
 	for n < limit {
 		a := &c.batch[n]
+		before := c.dec.Buffered()
 		kind, err := c.dec.Next(&a.Message)
+		a.size = before - c.dec.Buffered()
 		switch {
 		case err != nil:
 			return n, wire.Reason(err), err
@@ -209,6 +220,7 @@ func (c *inbound) take(limit int) (n int, reason string, err error) {
 			return n, refusedUnwanted, nil
 		case !c.known:
 			c.known, c.sender = true, a.From.ID
+			c.openWindow(a.From)
 		case c.sender != a.From.ID:
 			return n, refusedSender, nil
 		}
@@ -216,7 +228,7 @@ func (c *inbound) take(limit int) (n int, reason string, err error) {
 		a.end = nil
 		switch o := a.Options; {
 		case o.Has(channel.UseAck | channel.SyncAck):
-			a.end = c.newPending(c.acks.push(ackPending))
+			a.end = c.newPending(c.acks.push(ackPending), a.size)
 			a.Later = a.end
 		case o.Has(channel.UseAck):
 			c.acks.push(ackPositive)
@@ -228,13 +240,13 @@ func (c *inbound) take(limit int) (n int, reason string, err error) {
 
 // newPending returns a pending of its own for every message: a layer may keep
 // it longer than it should. They are made in groups.
-func (c *inbound) newPending(seq uint64) *pending {
+func (c *inbound) newPending(seq uint64, size int) *pending {
 	if len(c.spare) == 0 {
 		c.spare = make([]pending, batchSize)
 	}
 	p := &c.spare[0]
 	c.spare = c.spare[1:]
-	p.c, p.seq = c, seq
+	p.c, p.seq, p.size = c, seq, size
 	return p
 }
 
@@ -249,6 +261,7 @@ func (c *inbound) deliver(i int, more bool) {
 		c.r.log.Debug("message not processed", zap.Stringer("from", from), zap.Error(err))
 	}
 	if p == nil {
+		c.processed(c.batch[i].size)
 		return
 	}
 	ended := p.state.CompareAndSwap(pendingRunning, pendingEnded)
@@ -256,7 +269,7 @@ func (c *inbound) deliver(i int, more bool) {
 		ended = p.state.CompareAndSwap(pendingDeferred, pendingEnded)
 	}
 	if ended {
-		c.end(p.seq, err)
+		c.end(p, err)
 		if more {
 			c.acks.wakeSoon()
 		}
@@ -277,14 +290,61 @@ func (c *inbound) call(m *channel.Message) (panicked bool, err error) {
 	return false, c.r.deliver(c.r.ctx, m)
 }
 
-// end decides the acknowledgement of message seq.
-func (c *inbound) end(seq uint64, err error) {
+// openWindow begins to grant credit, if the sender understands it.
+func (c *inbound) openWindow(from channel.Member) {
+	w := int64(c.r.cfg.WindowBytes)
+	if a, ok := from.Announcement(); ok && a.Credited && w > 0 {
+		c.granted.Store(w)
+		c.window.Store(w)
+	}
+}
+
+// processed counts a message that has ended.
+func (c *inbound) processed(size int) {
+	if c.window.Load() > 0 {
+		c.doneBytes.Add(int64(size))
+		c.doneCount.Add(1)
+	}
+}
+
+// grant gives the sender more credit when half of the window has been used up
+// and become free again. The frame is written by the next flush; it reports
+// whether there is one.
+func (c *inbound) grant() bool {
+	w := c.window.Load()
+	next, last := c.doneBytes.Load()+w, c.granted.Load()
+	if w == 0 || next-last < max(w/2, 1) || !c.granted.CompareAndSwap(last, next) {
+		return false
+	}
+	c.tell(next)
+	return true
+}
+
+// progress tells the sender that messages have ended, if they have.
+func (c *inbound) progress() {
+	n := c.doneCount.Load()
+	if c.window.Load() == 0 || n == c.told {
+		return
+	}
+	c.told = n
+	c.tell(c.granted.Load())
+	c.acks.wake()
+}
+
+func (c *inbound) tell(limit int64) {
+	c.r.met.grants.Inc()
+	c.acks.credit(uint64(c.doneCount.Load()), uint64(limit))
+}
+
+// end decides the acknowledgement of a message.
+func (c *inbound) end(p *pending, err error) {
 	state := ackPositive
 	if err != nil {
 		state = ackNegative
 		c.r.met.negative.Inc()
 	}
-	c.acks.set(seq, state)
+	c.acks.set(p.seq, state)
+	c.processed(p.size)
 }
 
 // pending is the end of one message that its sender waits for. It implements
@@ -292,6 +352,7 @@ func (c *inbound) end(seq uint64, err error) {
 type pending struct {
 	c     *inbound
 	seq   uint64
+	size  int // of the frame
 	state atomic.Uint32
 }
 
@@ -313,7 +374,8 @@ func (p *pending) Defer() func(error) {
 
 func (p *pending) finish(err error) {
 	if p.state.CompareAndSwap(pendingDeferred, pendingEnded) {
-		p.c.end(p.seq, err)
+		p.c.end(p, err)
+		p.c.grant()
 		p.c.acks.wake()
 	}
 }
@@ -350,6 +412,9 @@ type ackQueue struct {
 	closed     bool
 	err        error // of a write
 	out        []byte
+	tell       bool // a credit frame is due
+	processed  uint64
+	limit      uint64
 }
 
 func (q *ackQueue) init(nc net.Conn, timeout time.Duration, bound int) {
@@ -381,17 +446,26 @@ func (q *ackQueue) set(seq uint64, s ackState) {
 	q.ring[seq%uint64(len(q.ring))] = s
 }
 
+// credit has the next flush tell the sender how far we have come. Numbers never
+// go back.
+func (q *ackQueue) credit(processed, limit uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.tell, q.processed, q.limit = true, max(q.processed, processed), max(q.limit, limit)
+}
+
 // errOutstanding says that too many messages have not ended.
 var errOutstanding = errors.New("tcp: too many deferred messages")
 
 // room returns how many acknowledgements may be pushed, at least one. If there
 // is no room for the time-out it fails with errOutstanding; also if writing has
 // failed, ctx has ended, or stop is set and freed is told.
-func (q *ackQueue) room(ctx context.Context, stop *atomic.Bool) (int, error) {
+func (q *ackQueue) room(ctx context.Context, stop *atomic.Bool, stalls *channel.Counter) (int, error) {
 	n, err := q.unused()
 	if n > 0 || err != nil {
 		return n, err
 	}
+	stalls.Inc()
 	t := time.NewTimer(q.timeout)
 	defer t.Stop()
 	for {
@@ -467,6 +541,10 @@ func (q *ackQueue) flush() error {
 // bytes. Call it with mu held and writing set, which guards out.
 func (q *ackQueue) decided() []byte {
 	q.out = q.out[:0]
+	if q.tell {
+		q.tell = false
+		q.out = wire.AppendCredit(q.out, q.processed, q.limit)
+	}
 	for ; q.head < q.tail; q.head++ {
 		switch q.ring[q.head%uint64(len(q.ring))] {
 		case ackPositive:

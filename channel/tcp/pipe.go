@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"runtime"
@@ -35,6 +36,9 @@ type pipe struct {
 	s    *Sender
 	addr netip.AddrPort
 	kick chan struct{} // wakes run
+	// credit is how many bytes may be sent on a new connection before the peer
+	// has granted more; 0 if it grants none.
+	credit int64
 
 	ctx    context.Context // ends in close
 	cancel context.CancelFunc
@@ -107,6 +111,11 @@ type link struct {
 	acked   bool // at least one has come
 	crowd   bool // the last read brought several
 
+	sent      int64  // bytes handed to conn
+	limit     int64  // up to which that may go, or 0 for no limit
+	starved   bool   // something waits for a higher limit
+	processed uint64 // messages that the peer says have ended
+
 	reading bool            // somebody is the reader
 	alone   bool            // the last read brought one, for a caller that waited
 	self    context.Context // of the caller that is the reader, or nil
@@ -147,12 +156,12 @@ const (
 	stableAfter = time.Second
 	// The pause before connecting again doubles with each failure.
 	firstPause, lastPause = 20 * time.Millisecond, 500 * time.Millisecond
-	// maxAckFrame bounds what a peer may send back.
+	// maxAckFrame bounds a frame that a peer may send back.
 	maxAckFrame = 64
 )
 
-func newPipe(s *Sender, to channel.Member) *pipe {
-	p := &pipe{s: s, addr: to.Addr(), kick: make(chan struct{}, 1)}
+func newPipe(s *Sender, to channel.Member, credit int64) *pipe {
+	p := &pipe{s: s, addr: to.Addr(), kick: make(chan struct{}, 1), credit: credit}
 	p.ctx, p.cancel = context.WithCancel(s.ctx)
 	s.wg.Add(1)
 	go p.run()
@@ -218,7 +227,7 @@ func (p *pipe) drop(m *channel.Message) bool {
 	b.plainBytes += size
 	l := p.link
 	busy := l.writing
-	inline := !busy && l.sparse && p.bytes == size && p.rare(l)
+	inline := !busy && l.sparse && p.bytes == size && l.allowed() && p.rare(l)
 	if inline {
 		p.reserve(l)
 	}
@@ -306,7 +315,7 @@ func (p *pipe) accept(ctx context.Context, c *call, m *channel.Message, wait, in
 		return nil, false, nil
 	}
 	busy := l.writing
-	inline = inline && !busy && p.bytes <= inlineBytes
+	inline = inline && !busy && p.bytes <= inlineBytes && l.allowed()
 	if inline {
 		p.reserve(l)
 	}
@@ -429,6 +438,7 @@ func (p *pipe) writeNext(l *link) {
 	b := p.queue.pop()
 	l.early = l.due
 	l.due += b.acks
+	l.sent += int64(len(b.buf))
 	l.used = p.s.clock.Load()
 	l.chunkAt = l.used
 	p.mu.Unlock()
@@ -492,6 +502,48 @@ func (p *pipe) writeAll(l *link, b []byte) error {
 	}
 }
 
+// allowed reports whether the peer has granted more than has been sent: a batch
+// may then be written, so that a peer is ahead of its grant by less than one.
+// Call it with pipe.mu held.
+func (l *link) allowed() bool { return l.limit == 0 || l.sent < l.limit }
+
+// starve notes that the queue waits for the peer, and sees to it that somebody
+// reads. Call it with mu held; it unlocks.
+func (p *pipe) starve(l *link) {
+	if !l.starved {
+		l.starved = true
+		p.s.met.starved.Inc()
+	}
+	turn := !l.reading
+	l.reading = true
+	p.mu.Unlock()
+	if turn {
+		notify(l.turn)
+	}
+}
+
+// granted takes over what the peer says in l.none. The caller is the reader.
+func (p *pipe) granted(l *link) {
+	processed, limit := wire.ParseCredit(&l.none)
+	p.mu.Lock()
+	if l.limit > 0 && limit <= math.MaxInt64 {
+		l.limit = max(l.limit, int64(limit))
+	}
+	if processed > l.processed { // slow, and alive
+		l.processed = processed
+		l.chunkAt = p.s.clock.Load()
+		l.ackAt = l.chunkAt
+	}
+	again := l.starved && l.allowed()
+	if again {
+		l.starved = false
+	}
+	p.mu.Unlock()
+	if again {
+		notify(p.kick)
+	}
+}
+
 // run is the goroutine that connects and writes what callers left.
 func (p *pipe) run() {
 	defer p.s.wg.Done()
@@ -518,6 +570,10 @@ func (p *pipe) step() bool {
 		pause := time.Until(p.notBefore)
 		p.mu.Unlock()
 		return p.connect(pause)
+	}
+	if !l.allowed() {
+		p.starve(l)
+		return false
 	}
 	p.reserve(l)
 	l.gathered(p.queue.head)
@@ -549,7 +605,7 @@ func (p *pipe) connect(pause time.Duration) bool {
 	}
 	l := &link{
 		conn: conn, gone: make(chan struct{}), turn: make(chan struct{}, 1), dec: wire.NewDecoder(maxAckFrame),
-		reading: true, born: now, used: now, ackAt: now,
+		limit: p.credit, reading: true, born: now, used: now, ackAt: now,
 	}
 	p.link = l
 	p.s.wg.Add(1)
@@ -688,6 +744,14 @@ func (p *pipe) readOnce(l *link) bool {
 		var kind wire.Kind
 		kind, ferr = l.dec.Next(&l.none)
 		if kind == wire.Incomplete {
+			break
+		}
+		if kind == wire.CreditFrame {
+			p.granted(l)
+			continue
+		}
+		if kind == wire.MessageFrame {
+			ferr = errors.New("a message instead of an acknowledgement")
 			break
 		}
 		l.bad = append(l.bad, kind == wire.NegativeAckFrame)

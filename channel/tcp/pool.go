@@ -45,7 +45,7 @@ type lane struct {
 
 func newPool(s *Sender, to channel.Member) *pool {
 	p := &pool{
-		s: s, addr: to.Addr(), ordered: newPipe(s, to),
+		s: s, addr: to.Addr(), ordered: newPipe(s, to, 0),
 		slots: make(chan struct{}, s.cfg.Pool), lanes: map[*lane]struct{}{},
 	}
 	p.ctx, p.cancel = context.WithCancel(s.ctx)
@@ -204,8 +204,8 @@ func (p *pool) talk(l *lane, m *channel.Message) (negative bool, err error) {
 		switch {
 		case ferr != nil:
 			return false, ferr
-		case kind != wire.Incomplete && l.dec.Buffered() > 0:
-			return false, wire.ErrFrameLength // a second answer to one message
+		case kind != wire.Incomplete && (l.dec.Buffered() > 0 || kind != wire.AckFrame && kind != wire.NegativeAckFrame):
+			return false, wire.ErrFrameLength // a second answer to one message, or something else than an answer
 		case kind != wire.Incomplete:
 			return kind == wire.NegativeAckFrame, nil
 		case err != nil:

@@ -43,11 +43,12 @@ type Receiver struct {
 	inbounds              map[*inbound]struct{}
 	started               bool
 	stopped               bool
+	progress, progressed  chan struct{} // end tellProgress; its end
 }
 
 type receiverMetrics struct {
-	messages, bytes, negative, panics, accepted, lateDefer *channel.Counter
-	refused                                                map[string]*channel.Counter
+	messages, bytes, negative, panics, accepted, lateDefer, grants, stalls *channel.Counter
+	refused                                                                map[string]*channel.Counter
 }
 
 // Why a connection was closed by us, besides the reasons of package wire; these
@@ -87,6 +88,8 @@ func NewReceiver(c ReceiverConfig, s channel.Settings) *Receiver {
 		panics:    m.Counter("channel_receive_panics_total", "Messages whose handler panicked."),
 		accepted:  m.Counter("channel_receive_connections_total", "Connections accepted."),
 		lateDefer: m.Counter("channel_receive_late_defer_total", "Calls of Defer after the message had ended."),
+		grants:    m.Counter("channel_receive_grants_total", "Times that a sender was given credit for more bytes, or told of progress."),
+		stalls:    m.Counter("channel_receive_stalls_total", "Times that a connection was not read because too many of its messages had not ended."),
 		refused:   map[string]*channel.Counter{},
 	}
 	reasons := []string{
@@ -225,7 +228,49 @@ func (r *Receiver) Start(_ context.Context, deliver func(context.Context, *chann
 	r.started, r.deliver = true, deliver
 	r.wg.Add(1)
 	go r.accept(r.listener)
+	if r.cfg.WindowBytes > 0 {
+		r.progress, r.progressed = make(chan struct{}), make(chan struct{})
+		go r.tellProgress(r.progress)
+	}
 	return nil
+}
+
+// Describe implements channel.Describer.
+func (r *Receiver) Describe(m *channel.Member, a *channel.Announcement) {
+	a.TLS, a.Credit = channel.IsSecured(r.net), int64(r.cfg.WindowBytes)
+	if a.TLS {
+		m.SecurePort = m.Port
+	}
+}
+
+// progressEvery is how often the senders of messages that take long are told
+// that they go on: half of the least ack timeout that makes sense.
+const progressEvery = 500 * time.Millisecond
+
+// tellProgress is the goroutine that tells senders of messages that have ended,
+// so that a slow node does not look like a dead one.
+func (r *Receiver) tellProgress(end <-chan struct{}) {
+	defer close(r.progressed)
+	t := time.NewTicker(progressEvery)
+	defer t.Stop()
+	var open []*inbound
+	for {
+		select {
+		case <-t.C:
+		case <-end:
+			return
+		}
+		r.mu.Lock()
+		for c := range r.inbounds {
+			open = append(open, c)
+		}
+		r.mu.Unlock()
+		for _, c := range open {
+			c.progress()
+		}
+		clear(open)
+		open = open[:0]
+	}
 }
 
 // accept is the goroutine that owns the listener's Accept.
@@ -319,6 +364,8 @@ func (g *gate) open() (missed int64, ok bool) {
 func (r *Receiver) Stop(ctx context.Context) error {
 	r.mu.Lock()
 	r.stopped = true
+	progress := r.progress
+	r.progress = nil
 	l := r.listener
 	r.listener = nil
 	open := make([]*inbound, 0, len(r.inbounds))
@@ -341,6 +388,12 @@ func (r *Receiver) Stop(ctx context.Context) error {
 		close(done)
 	}()
 	defer r.cancel()
+	if progress != nil { // after the others: messages that are being processed go on
+		defer func() {
+			close(progress)
+			<-r.progressed
+		}()
+	}
 	select {
 	case <-done:
 		return err

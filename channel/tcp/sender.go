@@ -112,7 +112,7 @@ type outlet interface {
 var errFull = errors.New("tcp: the window is full")
 
 type senderMetrics struct {
-	messages, bytes, retries, lost, stalls, timeouts, negative, unexpected, connects, connectFailures *channel.Counter
+	messages, bytes, retries, lost, stalls, starved, refused, timeouts, negative, unexpected, connects, connectFailures *channel.Counter
 }
 
 const (
@@ -134,6 +134,8 @@ func NewSender(c SenderConfig, s channel.Settings) *Sender {
 			retries:         m.Counter("channel_send_retries_total", "Messages sent again after their connection was lost."),
 			lost:            m.Counter("channel_send_lost_total", "Messages that nobody waited for and that were lost with their connection."),
 			stalls:          m.Counter("channel_send_stalls_total", "Messages that had to wait because the window of their destination was full."),
+			starved:         m.Counter("channel_send_credit_stalls_total", "Times that messages had to wait until their destination had processed earlier ones."),
+			refused:         m.Counter("channel_send_insecure_total", "Attempts to reach a member that were refused because one side speaks TLS and the other does not."),
 			timeouts:        m.Counter("channel_send_timeouts_total", "Connections closed because the peer did not acknowledge or read in time."),
 			negative:        m.Counter("channel_send_negative_total", "Negative acknowledgements received."),
 			unexpected:      m.Counter("channel_send_unexpected_total", "Connections closed because the peer sent something else than the acknowledgement of a message."),
@@ -397,11 +399,18 @@ func (s *Sender) outlet(m *channel.Message, to channel.Member) (outlet, error) {
 	case !to.Host.IsValid() || to.Port <= 0 || to.Port > 65535:
 		return nil, fmt.Errorf("tcp: %s has no address to connect to: %w", to, channel.ErrNotMember)
 	}
-	return s.makeOutlet(key, to)
+	return s.makeOutlet(m, key, to)
 }
 
-func (s *Sender) makeOutlet(key peerKey, to channel.Member) (outlet, error) {
-	a, _ := to.Announcement()
+func (s *Sender) makeOutlet(m *channel.Message, key peerKey, to channel.Member) (outlet, error) {
+	a, ours := to.Announcement()
+	var credit int64
+	if own, _ := m.From.Announcement(); own.Credited { // else the peer does not know that we understand
+		credit = max(a.Credit, 0)
+	}
+	if err := s.security(to, a, ours); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	if s.stopped {
 		s.mu.Unlock()
@@ -415,7 +424,7 @@ func (s *Sender) makeOutlet(key peerKey, to channel.Member) (outlet, error) {
 	}
 	p := &peer{payload: to.Payload, pipelined: a.Pipelined}
 	if a.Pipelined {
-		p.out = newPipe(s, to)
+		p.out = newPipe(s, to, credit)
 	} else {
 		p.out = newPool(s, to)
 	}
@@ -434,7 +443,33 @@ func (s *Sender) makeOutlet(key peerKey, to channel.Member) (outlet, error) {
 	return p.out, nil
 }
 
+// ErrSecurity is the fault of a destination that speaks TLS while this node does
+// not, or the reverse.
+var ErrSecurity = errors.New("tcp: one side speaks TLS and the other does not")
+
+// security refuses a Longhouse member that does not speak what we speak. Of
+// others nothing is known: with TLS they will fail in the handshake, and never
+// get anything in clear.
+func (s *Sender) security(to channel.Member, a channel.Announcement, known bool) error {
+	secured := channel.IsSecured(s.net)
+	if !known || a.TLS == secured {
+		return nil
+	}
+	s.met.refused.Inc()
+	hint := "it has TLS, this node has none: set channel.tls here"
+	if secured {
+		hint = "it has no TLS: set channel.tls there"
+	}
+	if unlogged, ok := s.gate.open(); ok {
+		s.log.Warn("a member cannot be reached", zap.Stringer("member", to), zap.String("reason", hint), zap.Int64("unlogged", unlogged))
+	}
+	return fmt.Errorf("%w: %s (%s)", ErrSecurity, to, hint)
+}
+
 var errForgotten = fmt.Errorf("tcp: the member has gone: %w", channel.ErrDisconnected)
+
+// Describe implements channel.Describer.
+func (s *Sender) Describe(_ *channel.Member, a *channel.Announcement) { a.Credited = true }
 
 // recordOf returns the bytes of a sender's record. They are the same from one
 // message to the next, mostly.

@@ -27,6 +27,10 @@ const (
 	Ack         = frameBegin + "\x00\x00\x00\x03" + okPayload + frameEnd
 	NegativeAck = frameBegin + "\x00\x00\x00\x03" + badPayload + frameEnd
 
+	// A credit frame is ours: Tribes has none, and no Tribes node is sent one.
+	creditMark = "LHC1"
+	creditSize = len(creditMark) + 8 + 8
+
 	// FrameHead is how many bytes of a frame come before its payload, and tell
 	// that it is a frame and how large it is.
 	FrameHead = len(frameBegin) + 4
@@ -84,7 +88,28 @@ const (
 	// AckFrame and NegativeAckFrame: an acknowledgement.
 	AckFrame
 	NegativeAckFrame
+	// CreditFrame: how far the receiver of a connection has come. The numbers
+	// are in the Body of the message: see ParseCredit.
+	CreditFrame
 )
+
+// AppendCredit appends the frame by which the receiver of a connection tells its
+// sender how many messages it has processed since the connection began, and up
+// to how many bytes may be sent on it in all. Only senders whose announcement
+// has a Credit understand it.
+func AppendCredit(dst []byte, processed, limit uint64) []byte {
+	dst = append(dst, frameBegin...)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(creditSize))
+	dst = append(dst, creditMark...)
+	dst = binary.BigEndian.AppendUint64(dst, processed)
+	dst = binary.BigEndian.AppendUint64(dst, limit)
+	return append(dst, frameEnd...)
+}
+
+// ParseCredit returns the numbers of a credit frame.
+func ParseCredit(m *channel.Message) (processed, limit uint64) {
+	return binary.BigEndian.Uint64(m.Body), binary.BigEndian.Uint64(m.Body[8:])
+}
 
 // DecodeFrame reads the frame at the start of b, a datagram for example, and
 // returns what it is and how many bytes it takes. A message is stored in *m with
@@ -115,6 +140,10 @@ func decodeFrame(b []byte, max int, m *channel.Message, s *sender) (Kind, int, e
 			return NegativeAckFrame, size, nil
 		}
 	}
+	if len(payload) == creditSize && string(payload[:len(creditMark)]) == creditMark {
+		*m = channel.Message{Body: payload[len(creditMark):]}
+		return CreditFrame, size, nil
+	}
 	if err := decodePack(payload, m, s); err != nil {
 		return Incomplete, 0, err
 	}
@@ -132,7 +161,7 @@ func frameSize(b []byte, limit int) (int, error) {
 	}
 	n := binary.BigEndian.Uint32(b[len(frameBegin):])
 	switch {
-	case n > math.MaxInt32, n < uint32(minPack) && n != ackSize:
+	case n > math.MaxInt32, n < uint32(minPack) && n != ackSize && n != uint32(creditSize):
 		return 0, ErrFrameLength
 	case int(n) > limit-frameExtra:
 		return 0, ErrFrameTooLarge

@@ -1,0 +1,191 @@
+package tcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/channeltest"
+)
+
+// credited makes both ends of a connection understand credit.
+func credited(from *source, to *node) {
+	var a channel.Announcement
+	a.Pipelined = true
+	from.Describe(&from.member, &a)
+	from.member.Payload = a.Encode()
+	b := channel.Announcement{Pipelined: true}
+	to.Describe(&to.member, &b)
+	to.member.Payload = b.Encode()
+}
+
+// A receiver that needs much longer than the ack timeout for what is on its way
+// gets no more than its window, and nothing fails: it goes on, after all.
+func TestSlowReceiverIsNotOverrun(t *testing.T) {
+	const window, size, count = 32 << 10, 1000, 300
+	for name, o := range map[string]channel.Options{"none": channel.SendNone, "ack": channel.SendAck, "sync-ack": channel.SendSyncAck} {
+		t.Run(name, func(t *testing.T) {
+			sim(t, func(t *testing.T, nw *channeltest.SimNet, a, b *channeltest.SimNode) {
+				var handled, most atomic.Int64
+				var from *source
+				to := receive(t, b, b.IP(), true, func(context.Context, *channel.Message) error {
+					onWay := int64(value(from.metrics, "channel_send_bytes_total")) - handled.Load()*size
+					most.Store(max(most.Load(), onWay))
+					time.Sleep(100 * time.Millisecond)
+					handled.Add(1)
+					return nil
+				}, func(c *ReceiverConfig) { c.WindowBytes = window })
+				from = send(t, a, func(c *SenderConfig) { c.AckTimeout = time.Second })
+				credited(from, to)
+				var wg sync.WaitGroup
+				errs := make([]error, count)
+				for i := range count { // as many as the window of the sender allows
+					wg.Go(func() { errs[i] = from.Send(context.Background(), from.message(o, string(make([]byte, size-200)), to.member)) })
+				}
+				wg.Wait()
+				if err := errors.Join(errs...); err != nil {
+					t.Errorf("sending: %v", err)
+				}
+				eventually(t, "all handled", func() bool { return handled.Load() == count })
+				// A batch may be written as long as there is any credit, and
+				// the overhead of frames was not counted here.
+				if m := most.Load(); m > window+batchBytes+size*count/5 {
+					t.Errorf("%d bytes were on their way, the window is %d", m, window)
+				}
+				if n := value(from.metrics, "channel_send_credit_stalls_total"); n == 0 {
+					t.Error("the sender never waited for credit")
+				}
+				if n := value(from.metrics, "channel_send_timeouts_total"); n != 0 {
+					t.Errorf("%d time-outs", n)
+				}
+			})
+		})
+	}
+}
+
+// What a listener has put off counts until it has ended.
+func TestDeferredMessagesKeepTheirCredit(t *testing.T) {
+	const window, size, count = 64 << 10, 1000, 1000
+	sim(t, func(t *testing.T, nw *channeltest.SimNet, a, b *channeltest.SimNode) {
+		var mu sync.Mutex
+		var ends []func(error)
+		to := receive(t, b, b.IP(), true, func(_ context.Context, m *channel.Message) error {
+			mu.Lock()
+			defer mu.Unlock()
+			ends = append(ends, m.Defer())
+			return nil
+		}, func(c *ReceiverConfig) { c.WindowBytes = window })
+		from := send(t, a, func(c *SenderConfig) { c.AckTimeout = time.Minute })
+		credited(from, to)
+		done := newResults()
+		go func() {
+			for i := range count {
+				m := from.message(channel.SendSyncAck, fmt.Sprintf("%*d", size-200, i), to.member)
+				m.Done = done
+				if err := from.Send(context.Background(), m); err != nil {
+					t.Errorf("message %d: %v", i, err)
+				}
+			}
+		}()
+		time.Sleep(10 * time.Second)
+		mu.Lock()
+		put := len(ends)
+		mu.Unlock()
+		if put < window/size || put > (window+batchBytes)/(size-200) {
+			t.Errorf("%d messages of %d bytes were put off, the window is %d bytes", put, size, window)
+		}
+		for ended := 0; ended < count; {
+			mu.Lock()
+			now := ends
+			ends = nil
+			mu.Unlock()
+			for _, end := range now {
+				end(nil)
+			}
+			ended += len(now)
+			time.Sleep(10 * time.Millisecond)
+		}
+		for body, err := range done.wait(t, count) {
+			if err != nil {
+				t.Fatalf("%s: %v", body, err)
+			}
+		}
+	})
+}
+
+// A node that processes nothing any more is not taken for a slow one.
+func TestStuckReceiverTimesOut(t *testing.T) {
+	sim(t, func(t *testing.T, nw *channeltest.SimNet, a, b *channeltest.SimNode) {
+		release := make(chan struct{})
+		to := receive(t, b, b.IP(), true, func(context.Context, *channel.Message) error {
+			<-release
+			return nil
+		}, func(c *ReceiverConfig) { c.WindowBytes = 4 << 10 })
+		defer close(release)
+		from := send(t, a)
+		credited(from, to)
+		begin := time.Now()
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				err := from.Send(context.Background(), from.message(channel.SendSyncAck, string(make([]byte, 1000)), to.member))
+				if !errors.Is(err, channel.ErrAckTimeout) && !errors.Is(err, channel.ErrDisconnected) {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if d := time.Since(begin); d > 20*time.Second {
+			t.Errorf("it took %v", d)
+		}
+	})
+}
+
+// Connections are dealt with separately: while one peer accepts and never reads,
+// messages to another are as fast as ever, with every option.
+func TestStalledPeerDelaysNobody(t *testing.T) {
+	for name, o := range map[string]channel.Options{"none": channel.SendNone, "ack": channel.SendAck, "sync-ack": channel.SendSyncAck} {
+		t.Run(name, func(t *testing.T) {
+			sim(t, func(t *testing.T, nw *channeltest.SimNet, a, b *channeltest.SimNode) {
+				var got atomic.Int64
+				good := receive(t, b, b.IP(), true, func(context.Context, *channel.Message) error { got.Add(1); return nil })
+				stop := make(chan struct{})
+				defer close(stop)
+				deaf := memberAt(handMade(t, b, b.IP(), func(c net.Conn) { <-stop }), true)
+				from := send(t, a)
+				ctx, cancel := context.WithCancel(context.Background())
+				var wg sync.WaitGroup
+				for range 64 { // everything that fits, and then callers that wait
+					wg.Go(func() {
+						for ctx.Err() == nil {
+							_ = from.Send(ctx, from.message(o, string(make([]byte, 64<<10)), deaf)) // fails
+							time.Sleep(time.Millisecond)
+						}
+					})
+				}
+				time.Sleep(time.Second) // everything is full
+				var worst time.Duration
+				for range 1000 {
+					begin := time.Now()
+					if err := from.Send(context.Background(), from.message(o, "x", good.member)); err != nil {
+						t.Fatal(err)
+					}
+					worst = max(worst, time.Since(begin))
+					time.Sleep(5 * time.Millisecond)
+				}
+				eventually(t, "all delivered", func() bool { return got.Load() == 1000 })
+				if worst > 50*time.Millisecond {
+					t.Errorf("a message to the healthy peer took %v", worst)
+				}
+				cancel()
+				wg.Wait()
+			})
+		})
+	}
+}
