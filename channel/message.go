@@ -34,6 +34,10 @@ const (
 	// TotalOrder marks messages of the total order layer (Longhouse only).
 	TotalOrder Options = 0x0400
 
+	// ObjectStream: the body given to Send is a Java object stream, so that the
+	// message goes out without ByteMessage. It is not on the wire itself.
+	ObjectStream Options = 0x8000
+
 	// ThirdPartyMin and ThirdPartyMax bound the bits that belong to
 	// third-party interceptors.
 	ThirdPartyMin Options = 0x0001_0000
@@ -55,6 +59,7 @@ var optionNames = []struct {
 	bit  Options
 	name string
 }{
+	{ObjectStream, "object_stream"},
 	{TotalOrder, "total_order"}, {Zstd, "zstd"}, {Gzip, "gzip"}, {Multicast, "multicast"}, {UDP, "udp"}, {Secure, "secure"},
 	{Async, "async"}, {SyncAck, "sync"}, {UseAck, "use_ack"}, {ByteMessage, "byte"},
 }

@@ -50,6 +50,9 @@ func (c *Channel) newOutgoing(to []Member, body []byte, o Options, copyBody bool
 	m.From = *c.local.Load()
 	m.To = g.to
 	m.Options = o | ByteMessage
+	if o.Has(ObjectStream) {
+		m.Options = o &^ (ObjectStream | ByteMessage)
+	}
 	m.Time = c.clock.now()
 	m.Body = body
 	return g
