@@ -106,7 +106,7 @@ func all(jars map[string]string, names []string) []string {
 	return paths
 }
 
-//go:embed java/Peer.java java/Node.java java/Values.java java/Web.java
+//go:embed java/Peer.java java/Node.java java/Values.java java/Samples.java java/Web.java
 var sources embed.FS
 
 // Program is the compiled driver.

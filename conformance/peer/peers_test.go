@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/longhouse-go/longhouse/channel"
@@ -31,13 +32,35 @@ func TestPeers(t *testing.T) {
 			{"acks/deferred", testDeferred},
 			{"detector/we-check", testWeCheck},
 			{"detector/they-check", testTheyCheck},
+			{"encrypt/wrong-key", testWrongKey},
+			{"objects", testObjects},
+			{"static/interceptor", testStaticInterceptor},
+			{"domain", testDomain},
+			{"ping", testPing},
 		} {
 			t.Run(c.name, func(t *testing.T) { t.Parallel(); c.run(t, j) })
+		}
+		for _, p := range pairs(j.Version) {
+			t.Run("stack/"+p.name, func(t *testing.T) { t.Parallel(); testStack(t, j, p) })
 		}
 		t.Run("acks/silent", func(t *testing.T) { t.Parallel(); testSilent(t) })
 		t.Run("tomcat", func(t *testing.T) { t.Parallel(); testTomcat(t) })
 		t.Run("kill", func(t *testing.T) { t.Parallel(); testKill(t) })
 	})
+	t.Run("log", func(t *testing.T) {
+		for _, e := range j.Events() {
+			if e.Kind == "log" && e.Values.Get("level") == "SEVERE" && !wanted(e) {
+				t.Errorf("%s: %s\n%s", e.Values.Get("logger"), e.Values.Get("text"), e.Values.Get("trace"))
+			}
+		}
+	})
+}
+
+// wanted says that a test has provoked an error in the JVM's log.
+func wanted(e peer.Event) bool {
+	text, trace := e.Values.Get("text"), e.Values.Get("trace")
+	return strings.Contains(trace, "as the test wants it") || // listeners that throw
+		strings.Contains(text, "decrypt") // the wrong key
 }
 
 // Both find each other, see who leaves, and read each other's records.
@@ -131,6 +154,9 @@ func testSends(t *testing.T, j *peer.JVM) {
 	}
 }
 
+// exchanges numbers the calls of exchange.
+var exchanges atomic.Int64
+
 // exchange sends messages both ways at once and checks that each arrives once.
 func exchange(t *testing.T, a *longhouse, b *peer.Node, o optionCase, count int) {
 	t.Helper()
@@ -140,7 +166,7 @@ func exchange(t *testing.T, a *longhouse, b *peer.Node, o optionCase, count int)
 func exchangeSizes(t *testing.T, a *longhouse, b *peer.Node, o optionCase, count int, sizes []int) {
 	t.Helper()
 	const threads = 4
-	tag := fmt.Sprintf("%s/%d/", t.Name(), a.Local().Port)
+	tag := fmt.Sprintf("%s/%s/%d/", t.Name(), o.name, exchanges.Add(1))
 	to := []channel.Member{a.member(b.ID())}
 	var wg sync.WaitGroup
 	for th := range threads {

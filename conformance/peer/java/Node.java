@@ -245,7 +245,7 @@ final class Node {
                 byte[] b = msg instanceof ByteMessage ? ((ByteMessage) msg).getMessage() : null;
                 if (b == null || b.length <= SHOWN) {
                     Peer.event("message", "node", name, "from", Values.hex(from.getUniqueId()), "value",
-                            Values.write(msg));
+                            Values.write(msg), "samples", b == null ? Samples.names(msg) : "");
                 } else {
                     Peer.event("message", "node", name, "from", Values.hex(from.getUniqueId()), "size",
                             String.valueOf(b.length), "digest", digest(b));
@@ -372,6 +372,11 @@ final class Node {
                 return result();
             case "send":
                 return send(a);
+            case "samples":
+                return result("names", String.join(",", Samples.all().keySet()));
+            case "sample":
+                channel.send(to(a), Samples.all().get(a.get("name")), Integer.decode(a.get("options")));
+                return result();
             case "payload":
                 channel.getMembershipService().setPayload(Values.unhex(a.get("payload")));
                 return result();
