@@ -143,15 +143,15 @@ func (f *FileStore) path(key session.Key) string {
 	return filepath.Join(f.dir, name[:2], name+fileSuffix)
 }
 
-// stored is the content of a file.
-type stored struct {
+// fileItem is the content of a file.
+type fileItem struct {
 	key     session.Key
 	version uint64
 	expires int64
 	data    []byte
 }
 
-func (s *stored) encode(mac []byte) []byte {
+func (s *fileItem) encode(mac []byte) []byte {
 	b := make([]byte, 0, len(fileMagic)+8+8+2+len(s.key.Context)+2+len(s.key.ID)+4+len(s.data)+macSize)
 	b = append(b, fileMagic...)
 	b = binary.BigEndian.AppendUint64(b, s.version)
@@ -160,14 +160,19 @@ func (s *stored) encode(mac []byte) []byte {
 		b = append(binary.BigEndian.AppendUint16(b, uint16(len(t))), t...)
 	}
 	b = append(binary.BigEndian.AppendUint32(b, uint32(len(s.data))), s.data...)
+	return sign(b, mac)
+}
+
+// sign appends the MAC of b.
+func sign(b, mac []byte) []byte {
 	h := hmac.New(sha256.New, mac)
 	h.Write(b)
 	return h.Sum(b)
 }
 
 // decodeFile checks and splits the content of a file.
-func decodeFile(b, mac []byte) (*stored, error) {
-	bad := func(what string) (*stored, error) {
+func decodeFile(b, mac []byte) (*fileItem, error) {
+	bad := func(what string) (*fileItem, error) {
 		return nil, fmt.Errorf("%w: %s", core.ErrStoreCorrupt, what)
 	}
 	if len(b) < len(fileMagic)+macSize || string(b[:len(fileMagic)]) != fileMagic {
@@ -188,7 +193,7 @@ func decodeFile(b, mac []byte) (*stored, error) {
 		part, in = in[:n:n], in[n:]
 		return part
 	}
-	s := &stored{}
+	s := &fileItem{}
 	s.version = binary.BigEndian.Uint64(take(8))
 	s.expires = int64(binary.BigEndian.Uint64(take(8)))
 	s.key.Context = string(take(int(binary.BigEndian.Uint16(take(2)))))
@@ -200,12 +205,12 @@ func decodeFile(b, mac []byte) (*stored, error) {
 	return s, nil
 }
 
-func (s *stored) expired(now time.Time) bool {
+func (s *fileItem) expired(now time.Time) bool {
 	return s.expires != 0 && s.expires <= now.UnixMilli()
 }
 
 // read returns what a file holds; nil if there is none.
-func (f *FileStore) read(path string) (*stored, error) {
+func (f *FileStore) read(path string) (*fileItem, error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -229,7 +234,7 @@ func (f *FileStore) read(path string) (*stored, error) {
 }
 
 // get reads the file of a key; nil if there is none that counts.
-func (f *FileStore) get(key session.Key) (*stored, error) {
+func (f *FileStore) get(key session.Key) (*fileItem, error) {
 	s, err := f.read(f.path(key))
 	if s == nil || err != nil {
 		return nil, err
@@ -243,7 +248,7 @@ func (f *FileStore) get(key session.Key) (*stored, error) {
 	return s, nil
 }
 
-func (s *stored) item() core.StoreItem {
+func (s *fileItem) item() core.StoreItem {
 	it := core.StoreItem{Data: s.data, Version: versionOf(s.version)}
 	if s.expires != 0 {
 		it.Expires = time.UnixMilli(s.expires)
@@ -274,7 +279,7 @@ func (f *FileStore) Load(ctx context.Context, key session.Key) (core.StoreItem, 
 
 // change runs c on what is stored of key (nil for nothing), with the folder
 // locked.
-func (f *FileStore) change(ctx context.Context, key session.Key, c func(path string, s *stored) error) error {
+func (f *FileStore) change(ctx context.Context, key session.Key, c func(path string, s *fileItem) error) error {
 	if err := f.prepare(ctx); err != nil {
 		return err
 	}
@@ -299,7 +304,7 @@ func (f *FileStore) Save(ctx context.Context, key session.Key, item core.StoreIt
 	if len(key.Context) > session.MaxContext || len(key.ID) > session.MaxID {
 		return "", fmt.Errorf("persistent: the key of a session is too long")
 	}
-	err = f.change(ctx, key, func(path string, s *stored) error {
+	err = f.change(ctx, key, func(path string, s *fileItem) error {
 		var have core.StoreVersion
 		// Versions of one file do not repeat: what expired and begins anew is
 		// told apart by the clock.
@@ -311,13 +316,13 @@ func (f *FileStore) Save(ctx context.Context, key session.Key, item core.StoreIt
 			return core.ErrStoreConflict
 		}
 		next = versionOf(version)
-		return f.put(path, &stored{key: key, version: version, expires: millis(item.Expires), data: item.Data})
+		return f.put(path, &fileItem{key: key, version: version, expires: millis(item.Expires), data: item.Data})
 	})
 	return next, err
 }
 
 // put writes a file beside its place and moves it there.
-func (f *FileStore) put(path string, s *stored) error {
+func (f *FileStore) put(path string, s *fileItem) error {
 	dir, name := filepath.Split(path)
 	temp := filepath.Join(dir, tempPrefix+strings.TrimSuffix(name, fileSuffix))
 	err := writeFile(temp, s.encode(f.mac), f.sync)
@@ -348,7 +353,7 @@ func writeFile(path string, b []byte, sync bool) error {
 
 // Touch implements core.Store.
 func (f *FileStore) Touch(ctx context.Context, key session.Key, expires time.Time) error {
-	return f.change(ctx, key, func(path string, s *stored) error {
+	return f.change(ctx, key, func(path string, s *fileItem) error {
 		if s == nil || s.expires == millis(expires) {
 			return nil
 		}
@@ -359,7 +364,7 @@ func (f *FileStore) Touch(ctx context.Context, key session.Key, expires time.Tim
 
 // Delete implements core.Store.
 func (f *FileStore) Delete(ctx context.Context, key session.Key) error {
-	return f.change(ctx, key, func(path string, _ *stored) error {
+	return f.change(ctx, key, func(path string, _ *fileItem) error {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
