@@ -426,7 +426,9 @@ func TestNet(t *testing.T) {
 	for name, dial := range map[string]func() (net.Conn, error){
 		"Dial":    func() (net.Conn, error) { return n.Dial("tcp", addr.String()) },
 		"DialTCP": func() (net.Conn, error) { return n.DialTCP("tcp", nil, addr) },
-		"Dialer":  func() (net.Conn, error) { return n.CreateDialer(&net.Dialer{Timeout: time.Minute}).Dial("tcp4", addr.String()) },
+		"Dialer": func() (net.Conn, error) {
+			return n.CreateDialer(&net.Dialer{Timeout: time.Minute}).Dial("tcp4", addr.String())
+		},
 	} {
 		c, err := dial()
 		if err != nil {

@@ -46,7 +46,9 @@ func TestSlowReceiverIsNotOverrun(t *testing.T) {
 				var wg sync.WaitGroup
 				errs := make([]error, count)
 				for i := range count { // as many as the window of the sender allows
-					wg.Go(func() { errs[i] = from.Send(context.Background(), from.message(o, string(make([]byte, size-200)), to.member)) })
+					wg.Go(func() {
+						errs[i] = from.Send(context.Background(), from.message(o, string(make([]byte, size-200)), to.member))
+					})
 				}
 				wg.Wait()
 				if err := errors.Join(errs...); err != nil {
