@@ -5,6 +5,7 @@ import (
 	"github.com/longhouse-go/longhouse/interceptors/dispatch"
 	"github.com/longhouse-go/longhouse/interceptors/domain"
 	"github.com/longhouse-go/longhouse/interceptors/failuredetector"
+	"github.com/longhouse-go/longhouse/interceptors/fragment"
 	"github.com/longhouse-go/longhouse/interceptors/gzip"
 	"github.com/longhouse-go/longhouse/interceptors/ping"
 	"github.com/longhouse-go/longhouse/interceptors/staticmember"
@@ -21,6 +22,7 @@ func Builtin() []channel.Factory[channel.Interceptor] {
 		dispatch.Factory,
 		gzip.Factory,
 		zstd.Factory,
+		fragment.Factory,
 		ping.Factory,
 		failuredetector.Factory,
 		staticmember.Factory,
