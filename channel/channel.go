@@ -163,6 +163,9 @@ func New(cfg Config, s Settings) (*Channel, error) {
 	c.panics = m.Counter("channel_callback_panics_total", "Panics recovered from listeners, watchers and completions.")
 	c.overtaken = m.Counter("channel_swap_overtaken_total", "Layers that were removed while they held messages longer than later ones could wait.")
 	m.Gauge("channel_members", "Members in the view, without this node.", func() float64 { return float64(len(c.View().Members)) })
+	if a, ok := cfg.Membership.(Attacher); ok {
+		a.Attach(c)
+	}
 	return c, nil
 }
 

@@ -60,6 +60,11 @@ type Membership interface {
 	Stop(ctx context.Context) error
 }
 
+// Attacher is implemented by memberships that speak over the channel that they
+// are for. New calls Attach; messages can be sent from Start until the end of
+// Stop.
+type Attacher interface{ Attach(c *Channel) }
+
 // MemberSink receives what a membership observes. Calls come one at a time and
 // in order; they return quickly.
 type MemberSink interface {

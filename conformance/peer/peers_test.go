@@ -44,6 +44,7 @@ func TestPeers(t *testing.T) {
 			t.Run("stack/"+p.name, func(t *testing.T) { t.Parallel(); testStack(t, j, p) })
 		}
 		t.Run("acks/silent", func(t *testing.T) { t.Parallel(); testSilent(t) })
+		t.Run("static/service", func(t *testing.T) { t.Parallel(); testStaticService(t) })
 		t.Run("tomcat", func(t *testing.T) { t.Parallel(); testTomcat(t) })
 		t.Run("kill", func(t *testing.T) { t.Parallel(); testKill(t) })
 	})
