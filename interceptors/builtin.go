@@ -2,6 +2,7 @@ package interceptors
 
 import (
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/interceptors/coordinator"
 	"github.com/longhouse-go/longhouse/interceptors/dispatch"
 	"github.com/longhouse-go/longhouse/interceptors/domain"
 	"github.com/longhouse-go/longhouse/interceptors/failuredetector"
@@ -18,6 +19,7 @@ import (
 func Builtin() []channel.Factory[channel.Interceptor] {
 	return []channel.Factory[channel.Interceptor]{
 		throughput.Factory,
+		coordinator.Factory,
 		domain.Factory,
 		dispatch.Factory,
 		gzip.Factory,
