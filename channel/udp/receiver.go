@@ -158,12 +158,13 @@ func (r *receiver) Stop(ctx context.Context) error {
 func (r *receiver) read(s *socket, group bool) {
 	buf := make([]byte, 64<<10) // larger than any datagram
 	var m channel.Message
+	var frames wire.FrameReader
 	pause := time.Millisecond
 	for {
 		n, from, err := s.read(buf)
 		if err == nil {
 			pause = time.Millisecond
-			r.datagram(s, buf[:n], from, group, &m)
+			r.datagram(s, buf[:n], from, group, &frames, &m)
 			continue
 		}
 		if r.closed(s) || channel.IsClosed(err) {
@@ -192,7 +193,7 @@ func (r *receiver) closed(s *socket) bool {
 const frameBegin = "FLT"
 
 // datagram handles the frames of one datagram: one, but Tribes takes more.
-func (r *receiver) datagram(s *socket, b []byte, from netip.AddrPort, group bool, m *channel.Message) {
+func (r *receiver) datagram(s *socket, b []byte, from netip.AddrPort, group bool, frames *wire.FrameReader, m *channel.Message) {
 	if group && (len(b) < len(frameBegin) || string(b[:len(frameBegin)]) != frameBegin) {
 		return
 	}
@@ -200,7 +201,7 @@ func (r *receiver) datagram(s *socket, b []byte, from netip.AddrPort, group bool
 		r.refuse(from, refusedEmpty, nil)
 	}
 	for len(b) > 0 {
-		kind, n, err := wire.DecodeFrame(b, len(b), m)
+		kind, n, err := frames.Decode(b, len(b), m)
 		switch {
 		case errors.Is(err, wire.ErrFrameTooLarge), err == nil && kind == wire.Incomplete:
 			r.refuse(from, refusedTruncated, err)

@@ -121,6 +121,16 @@ func DecodeFrame(b []byte, max int, m *channel.Message) (k Kind, n int, err erro
 	return decodeFrame(b, max, m, &s)
 }
 
+// FrameReader reads frames as DecodeFrame does, datagrams for example, and does
+// not allocate as long as they come from the same sender. It may be used by one
+// goroutine at a time.
+type FrameReader struct{ s sender }
+
+// Decode is DecodeFrame.
+func (r *FrameReader) Decode(b []byte, max int, m *channel.Message) (k Kind, n int, err error) {
+	return decodeFrame(b, max, m, &r.s)
+}
+
 func decodeFrame(b []byte, max int, m *channel.Message, s *sender) (Kind, int, error) {
 	size, err := frameSize(b, max)
 	if err != nil || size == 0 || len(b) < size {

@@ -176,6 +176,42 @@ type Channel struct {
 	Interceptors []Component `yaml:"interceptors"`
 	// Domain is the logical group to announce.
 	Domain string `yaml:"domain"`
+	// TLS protects all TCP connections between the nodes. All nodes need it.
+	TLS *ChannelTLS `yaml:"tls"`
+	// Multicast is the group for messages with the option multicast, usually
+	// that of the membership. Without it there are none.
+	Multicast *Multicast `yaml:"multicast"`
+}
+
+// ChannelTLS names the PEM files by which the nodes of a cluster know each
+// other. Changed files are taken over without a restart.
+type ChannelTLS struct {
+	// CA holds the certificates of the authorities whose nodes are let in.
+	CA string `yaml:"ca"`
+	// Certificate is this node's own, good for servers and clients.
+	Certificate string `yaml:"certificate"`
+	// Key is its private key.
+	Key string `yaml:"key"`
+	// Names, if there are any, are the only ones that the certificates of other
+	// nodes may have: a DNS name, a URI or the common name.
+	Names []string `yaml:"names"`
+
+	Pos Pos `yaml:"-"`
+}
+
+// Multicast is a group for messages.
+type Multicast struct {
+	// Address is the IPv4 address of the group. Default 228.0.0.4.
+	Address string `yaml:"address"`
+	// Port is the UDP port of the group. Default 45564.
+	Port int `yaml:"port"`
+	// Bind is an address of the network interface to use; 127.0.0.1 keeps
+	// messages on this machine. Default is the operating system's choice.
+	Bind string `yaml:"bind"`
+	// TTL is how many networks a message may pass. Default 1.
+	TTL int `yaml:"ttl"`
+
+	Pos Pos `yaml:"-"`
 }
 
 // Receiver accepts the messages of other nodes.
@@ -193,6 +229,12 @@ type Receiver struct {
 	MaxConnections int `yaml:"max_connections"`
 	// IdleTimeout closes silent connections. Default 10m.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// WindowBytes is how much a Longhouse node may have sent on a connection
+	// that this node has not processed. Default 8 MiB.
+	WindowBytes int `yaml:"window_bytes,bytes"`
+	// UDPPort is the first port to try for messages with the option udp.
+	// Default 0, which is none.
+	UDPPort int `yaml:"udp_port"`
 }
 
 // Sender sends messages to other nodes.

@@ -18,6 +18,7 @@ const (
 	ReplicationValve   = "replication"
 	defaultHTTP        = "127.0.0.1:8080"
 	defaultReceiver    = "127.0.0.1"
+	defaultGroup       = "228.0.0.4"
 	defaultHostName    = "localhost"
 	defaultSessionName = "JSESSIONID"
 )
@@ -159,6 +160,12 @@ func (c *Cluster) normalize() {
 	fill(&r.MaxFrame, 64<<20)
 	fill(&r.MaxConnections, 1024)
 	fill(&r.IdleTimeout, 10*time.Minute)
+	fill(&r.WindowBytes, 8<<20)
+	if m := ch.Multicast; m != nil {
+		fill(&m.Address, defaultGroup)
+		fill(&m.Port, 45564)
+		fill(&m.TTL, 1)
+	}
 	s := &ch.Sender
 	fill(&s.AckTimeout, 3*time.Second)
 	fill(&s.ConnectTimeout, 3*time.Second)

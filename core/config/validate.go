@@ -175,6 +175,38 @@ func (v *validator) connector(c Connector, path string) {
 	v.certificate(*c.TLS, c.Pos, path+".tls")
 }
 
+// transports checks what is beside plain TCP.
+func (v *validator) transports(c *Cluster) {
+	ch, path := c.Channel, "cluster.channel"
+	if t := ch.TLS; t != nil {
+		at := path + ".tls"
+		for _, f := range [][2]string{{"ca", t.CA}, {"certificate", t.Certificate}, {"key", t.Key}} {
+			if f[1] == "" {
+				v.fail(t.Pos, at+"."+f[0], "is missing", "name the PEM file; ca, certificate and key are all needed")
+				return
+			}
+		}
+		v.certificate(TLS{Cert: t.Certificate, Key: t.Key, ClientCA: t.CA}, t.Pos, at)
+		if ch.Receiver.UDPPort > 0 || ch.Multicast != nil {
+			v.add(Warning, t.Pos, at, "datagrams are not protected by TLS", "messages with the options udp and multicast go in clear", "add the interceptor encrypt, or leave out receiver.udp_port and multicast")
+		}
+		v.add(Note, t.Pos, at, "nodes of Apache Tomcat cannot take part", "Tribes has no TLS: they would find this node and reach it with no message", "protect a mixed group by the interceptor encrypt instead")
+	}
+	m := ch.Multicast
+	if m == nil {
+		return
+	}
+	at := path + ".multicast"
+	if ip, err := netip.ParseAddr(m.Address); err != nil || !ip.Is4() || !ip.IsMulticast() {
+		v.fail(m.Pos, at+".address", fmt.Sprintf("%q is not an IPv4 multicast address (224.0.0.0 to 239.255.255.255)", shorten(m.Address)), "")
+	}
+	if ip, err := netip.ParseAddr(m.Bind); m.Bind != "" && (err != nil || !ip.Is4()) {
+		v.fail(m.Pos, at+".bind", fmt.Sprintf("%q is not an IPv4 address of this machine", shorten(m.Bind)), "")
+	}
+	within(v, m.Pos, at+".port", m.Port, 1, maxPort)
+	within(v, m.Pos, at+".ttl", m.TTL, 0, 255)
+}
+
 func (v *validator) certificate(t TLS, pos Pos, path string) {
 	if t.Cert == "" || t.Key == "" {
 		v.fail(pos, path, "cert and key are both needed", "name the two PEM files")
@@ -345,6 +377,9 @@ func (v *validator) cluster() {
 	within(v, c.Pos, path+".max_frame", r.MaxFrame, minFrame, maxFrame)
 	within(v, c.Pos, path+".max_connections", r.MaxConnections, 1, 1<<16)
 	within(v, c.Pos, path+".idle_timeout", r.IdleTimeout, time.Second, 30*maxTimeout)
+	within(v, c.Pos, path+".udp_port", r.UDPPort, 0, maxPort)
+	within(v, c.Pos, path+".window_bytes", r.WindowBytes, 64<<10, maxFrame)
+	v.transports(c)
 	s, path := c.Channel.Sender, "cluster.channel.sender"
 	within(v, c.Pos, path+".ack_timeout", s.AckTimeout, time.Millisecond, maxTimeout)
 	within(v, c.Pos, path+".connect_timeout", s.ConnectTimeout, time.Millisecond, maxTimeout)

@@ -356,7 +356,7 @@ func looksSecret(key string) bool {
 			return true
 		}
 	}
-	return k == "key" || strings.HasSuffix(k, "_key") || k == "keys" || strings.HasSuffix(k, "encryptionkey")
+	return k == "key" || strings.HasSuffix(k, "_key") || k == "keys" || strings.HasSuffix(k, "_keys") || strings.HasSuffix(k, "encryptionkey")
 }
 
 // redact returns n with *** in place of what looks like a secret, unless it says
@@ -371,6 +371,9 @@ func redact(n *node) *node {
 			continue
 		}
 		out.pairs[i].value = redact(p.value)
+		if p.value.kind == listKind && looksSecret(p.key) {
+			redactItems(out.pairs[i].value)
+		}
 	}
 	for i, item := range out.items {
 		out.items[i] = redact(item)
@@ -379,4 +382,14 @@ func redact(n *node) *node {
 		out.text = redacted
 	}
 	return &out
+}
+
+// redactItems puts *** in place of the items of a list of secrets that are the
+// secrets themselves.
+func redactItems(list *node) {
+	for i, item := range list.items {
+		if _, ref := reference(item); !ref && (item.kind == stringKind || item.kind == intKind) && item.text != "" {
+			list.items[i] = &node{kind: stringKind, text: redacted}
+		}
+	}
 }

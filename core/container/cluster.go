@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -14,7 +15,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/secure"
 	"github.com/longhouse-go/longhouse/channel/tcp"
+	"github.com/longhouse-go/longhouse/channel/udp"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/core/table"
@@ -162,7 +165,10 @@ func buildStack(list []config.Component, known *channel.Registry[channel.Interce
 // newCluster builds channel, managers and deployer; nothing is started.
 func (n *Node) newCluster() (*cluster, error) {
 	cfg := n.cfg.Cluster
-	settings := n.settings("channel")
+	settings, err := n.channelSettings()
+	if err != nil {
+		return nil, err
+	}
 	layers, err := buildLayers(cfg.Channel.Interceptors, nil, n.interceptors, n.plugins, settings)
 	if err != nil {
 		return nil, err
@@ -181,15 +187,18 @@ func (n *Node) newCluster() (*cluster, error) {
 	sender.WindowMessages, sender.WindowBytes, sender.MaxFrame = s.WindowMessages, s.WindowBytes, r.MaxFrame
 	receiver.Address, receiver.Port, receiver.AutoBind = r.Address, r.Port, r.AutoBind
 	receiver.MaxFrame, receiver.MaxConnections, receiver.IdleTimeout = r.MaxFrame, r.MaxConnections, r.IdleTimeout
-	if err := errors.Join(sender.Validate(), receiver.Validate()); err != nil {
+	receiver.WindowBytes = r.WindowBytes
+	datagrams := datagramConfig(cfg.Channel)
+	if err := errors.Join(sender.Validate(), receiver.Validate(), datagrams.Validate()); err != nil {
 		return nil, fmt.Errorf("%s: cluster.channel: %w", cfg.Pos, err)
 	}
+	packets := udp.New(datagrams, settings)
 	ch, err := channel.New(channel.Config{
 		Local:        channel.Member{Domain: cfg.Channel.Domain},
 		Announcement: channel.Announcement{Name: n.name, Pipelined: true, Version: n.parts.Version},
 		Stack:        stack,
-		Sender:       tcp.NewSender(sender, settings),
-		Receiver:     tcp.NewReceiver(receiver, settings),
+		Sender:       packets.Sender(tcp.NewSender(sender, settings)),
+		Receiver:     packets.Receiver(tcp.NewReceiver(receiver, settings)),
 		Membership:   membership,
 	}, settings)
 	if err != nil {
@@ -215,6 +224,39 @@ func (n *Node) newCluster() (*cluster, error) {
 		}
 	}
 	return c, nil
+}
+
+// channelSettings are the settings of everything that talks to other nodes over
+// TCP. The network is the same in all of them.
+func (n *Node) channelSettings() (channel.Settings, error) {
+	s := n.settings("channel")
+	t := n.cfg.Cluster.Channel.TLS
+	if t == nil {
+		return s, nil
+	}
+	if n.secured == nil {
+		secured, err := secure.New(secure.Config{CA: t.CA, Certificate: t.Certificate, Key: t.Key, Names: t.Names}, s)
+		if err != nil {
+			return s, fmt.Errorf("%s: cluster.channel.tls: %w", t.Pos, err)
+		}
+		n.secured = secured
+	}
+	s.Net = n.secured
+	return s, nil
+}
+
+// datagramConfig says which messages travel as datagrams.
+func datagramConfig(c config.Channel) udp.Config {
+	out := udp.DefaultConfig()
+	out.Port, out.AutoBind = c.Receiver.UDPPort, c.Receiver.AutoBind
+	out.AckTimeout, out.Retries = c.Sender.AckTimeout, *c.Sender.Retries
+	if m := c.Multicast; m != nil {
+		// A wrong address is the zero one, which the validation has refused.
+		group, _ := netip.ParseAddr(m.Address)
+		bind, _ := netip.ParseAddr(m.Bind)
+		out.Multicast = channel.MulticastConfig{Group: netip.AddrPortFrom(group, uint16(m.Port)), Bind: bind, TTL: m.TTL}
+	}
+	return out
 }
 
 // add makes a manager and its table. Managers of the same name on all nodes

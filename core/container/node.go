@@ -33,6 +33,7 @@ type Node struct {
 	name         string
 	log          *zap.Logger
 	net          transport.Net
+	secured      transport.Net // net under TLS, once the cluster is built with it
 	metrics      *channel.Metrics
 	interceptors *channel.Registry[channel.Interceptor]
 	valves       *channel.Registry[core.Valve]

@@ -111,7 +111,11 @@ func (n *Node) nextStack(ctx context.Context, cfg *config.Config) ([]layer, *cha
 			return nil, nil, err
 		}
 	}
-	layers, err := buildLayers(cfg.Cluster.Channel.Interceptors, n.cluster.layers, n.interceptors, n.plugins, n.settings("channel"))
+	settings, err := n.channelSettings()
+	if err != nil {
+		return nil, nil, err
+	}
+	layers, err := buildLayers(cfg.Cluster.Channel.Interceptors, n.cluster.layers, n.interceptors, n.plugins, settings)
 	if err != nil {
 		n.discard(ctx, layers)
 		return nil, nil, err
