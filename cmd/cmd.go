@@ -20,7 +20,9 @@ import (
 	"github.com/longhouse-go/longhouse/interceptors"
 	"github.com/longhouse-go/longhouse/plugins"
 	"github.com/longhouse-go/longhouse/plugins/deployer/watch"
+	"github.com/longhouse-go/longhouse/plugins/manager/backup"
 	"github.com/longhouse-go/longhouse/plugins/manager/delta"
+	"github.com/longhouse-go/longhouse/plugins/manager/persistent"
 	"github.com/longhouse-go/longhouse/plugins/membership/multicast"
 	"github.com/longhouse-go/longhouse/plugins/membership/static"
 	"github.com/longhouse-go/longhouse/valves"
@@ -89,7 +91,7 @@ func assemble(opts []Option) *assembly {
 	a := &assembly{
 		interceptors: append(interceptors.Builtin(), channeltest.Chaos()...),
 		valves:       valves.Builtin(),
-		managers:     []core.ManagerFactory{delta.Factory},
+		managers:     []core.ManagerFactory{delta.Factory, backup.Factory, persistent.Factory},
 		memberships:  []core.MembershipFactory{multicast.Factory, static.Factory},
 		deployers:    []core.DeployerFactory{watch.Factory},
 		apps: []container.App{{

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/longhouse-go/longhouse/conformance"
+	"github.com/longhouse-go/longhouse/plugins/manager/backup"
 	"github.com/longhouse-go/longhouse/plugins/manager/delta"
 )
 
@@ -11,4 +12,9 @@ var deltaFeatures = []string{conformance.FeatureDelta, conformance.FeatureStateT
 
 func TestBuiltinManagers(t *testing.T) {
 	conformance.Run(t, conformance.Manager("delta", delta.New, delta.Default(), deltaFeatures...), conformance.Seed(1))
+	for copies := 1; copies <= 2; copies++ {
+		c := backup.Default()
+		c.Copies = copies
+		conformance.Run(t, conformance.Manager("backup", backup.New, c, deltaFeatures...), conformance.Seed(1))
+	}
 }

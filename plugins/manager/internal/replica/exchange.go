@@ -68,6 +68,7 @@ func (m *Manager) run() {
 		case <-m.kick:
 		case <-check.C:
 			m.wantAny()
+			m.replan(false)
 		case <-m.ctx.Done():
 		}
 		timer.Stop()
@@ -183,9 +184,26 @@ func (m *Manager) exchange(ctx context.Context, member channel.Member, first, la
 		if err := m.push(ctx, member, s, a.wanted); err != nil {
 			return false, err
 		}
+		m.noteShared(s, nodeOf(member))
 		from = s.to
 	}
 	return ready, nil
+}
+
+// noteShared notes that a member has the sessions of some shards that it should
+// have.
+func (m *Manager) noteShared(s span, peer uint64) {
+	if !m.placed() {
+		return
+	}
+	g := m.group.Load()
+	for i := s.from; i < s.to; i++ {
+		m.store.each(i, time.Now().UnixMilli(), func(k session.Key, p *replica, _ tomb) {
+			if p != nil && m.shared(g, peer, k, p) {
+				p.place.fresh(peer)
+			}
+		})
+	}
 }
 
 // digest makes the message with the digests of some shards from s.from on.
@@ -224,6 +242,9 @@ func (m *Manager) compare(i int, theirs map[uint64]uint64, peer uint64) (send []
 		v, has := theirs[digest]
 		if has && v == versions(p, t) {
 			delete(theirs, digest)
+			if p != nil && p.place != nil {
+				p.place.fresh(peer)
+			}
 			return
 		}
 		if has || m.shared(g, peer, k, p) {

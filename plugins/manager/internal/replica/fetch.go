@@ -245,10 +245,9 @@ func (m *Manager) appendItems(dst []byte, keys []session.Key, limit int, to uint
 				if p.place == nil {
 					p.place = &place{}
 				}
+				p.place.fresh(to)
 				if take {
-					p.place.set(to, true)
-				} else {
-					p.place.add(to, false)
+					p.place.set(holder{node: to, live: true})
 				}
 				dst = appendPlace(dst, p.place, g.self, p.held)
 			}

@@ -21,10 +21,12 @@ func (o owner) less(x owner) bool {
 	return o.node < x.node
 }
 
-// holder is another node that has a session; live says that its host uses it.
+// holder is another node that has a session; live says that its host uses it,
+// stale that it may lack something that this node knows.
 type holder struct {
-	node uint64
-	live bool
+	node  uint64
+	live  bool
+	stale bool
 }
 
 // place is where a session is. where does not list this node.
@@ -40,19 +42,28 @@ func (p *place) find(node uint64) int {
 func (p *place) has(node uint64) bool { return p != nil && p.find(node) >= 0 }
 
 // add notes a holder, and leaves one that is known alone.
-func (p *place) add(node uint64, live bool) {
-	if p.find(node) < 0 && len(p.where) < maxWhere {
-		p.where = append(p.where, holder{node, live})
+func (p *place) add(h holder) {
+	if p.find(h.node) < 0 && len(p.where) < maxWhere {
+		p.where = append(p.where, h)
 	}
 }
 
 // set notes a holder with what it says of itself.
-func (p *place) set(node uint64, live bool) {
-	if i := p.find(node); i >= 0 {
-		p.where[i].live = live
+func (p *place) set(h holder) {
+	if i := p.find(h.node); i >= 0 {
+		p.where[i].live = h.live
 		return
 	}
-	p.add(node, live)
+	p.add(h)
+}
+
+// fresh notes a node that has everything that this one knows.
+func (p *place) fresh(node uint64) {
+	if i := p.find(node); i >= 0 {
+		p.where[i].stale = false
+		return
+	}
+	p.add(holder{node: node})
 }
 
 func (p *place) remove(node uint64) {
@@ -79,7 +90,7 @@ func appendPlace(dst []byte, p *place, self uint64, live bool) []byte {
 	}
 	dst = binary.AppendUvarint(dst, uint64(n))
 	if self != 0 {
-		dst = appendHolder(dst, holder{self, live})
+		dst = appendHolder(dst, holder{node: self, live: live})
 	}
 	for _, h := range p.where {
 		dst = appendHolder(dst, h)
@@ -111,7 +122,7 @@ func parsePlace(b []byte, p *place) (rest []byte, err error) {
 	}
 	b = b[n:]
 	for range count {
-		p.where = append(p.where, holder{binary.BigEndian.Uint64(b), b[8] != 0})
+		p.where = append(p.where, holder{node: binary.BigEndian.Uint64(b), live: b[8] != 0})
 		b = b[holderSize:]
 	}
 	return b, nil

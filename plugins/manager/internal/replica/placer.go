@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
 )
 
@@ -208,8 +209,8 @@ func (m *Manager) look(pl *plan, k session.Key, p *replica, force, full bool) (o
 	}
 	var few [maxCopies + 1]uint64
 	if p.place.owner.node != g.self {
-		// The owner may not know that this is here, or need it.
-		if !p.held && !slices.Contains(g.copies(digest, p.place.owner.node, m.cfg.Copies, few[:0]), g.self) {
+		// The owner may not know that this is here, or not need it.
+		if !slices.Contains(g.copies(digest, p.place.owner.node, m.cfg.Copies, few[:0]), g.self) {
 			pl.w.tell(p.place.owner.node, k, p)
 		}
 		return false
@@ -219,6 +220,12 @@ func (m *Manager) look(pl *plan, k session.Key, p *replica, force, full bool) (o
 	for _, node := range want {
 		if !p.place.has(node) && p.Whole() {
 			pl.copies[node] = append(pl.copies[node], k)
+			complete = false
+		}
+	}
+	for _, h := range p.place.where {
+		if h.stale && p.Whole() && (h.live || slices.Contains(want, h.node)) {
+			pl.copies[h.node] = append(pl.copies[h.node], k)
 			complete = false
 		}
 	}
@@ -304,6 +311,7 @@ func (m *Manager) gotDrop(from channel.Member, b []byte) error {
 	node := nodeOf(from)
 	w := m.newWork(0)
 	gone := map[uint64][]session.Key{}
+	var yield []yielded
 	var d session.Decoder
 	for len(b) > 0 {
 		if len(b) < 9 {
@@ -324,18 +332,12 @@ func (m *Manager) gotDrop(from channel.Member, b []byte) error {
 		case p.held || p.place.owner.node == g.self:
 			w.tell(node, k, p)
 		case p.Digest() != digest:
-			if g.has(node) {
+			if g.has(node) { // it may lack something
 				w.whole(node, k, p)
+				yield = append(yield, yielded{k, p.Digest()})
 			}
 		default:
-			for _, h := range p.place.where {
-				gone[h.node] = append(gone[h.node], k)
-			}
-			if !p.place.has(node) {
-				gone[node] = append(gone[node], k)
-			}
-			m.store.remove(sh, k, p)
-			m.m.dropped.Inc()
+			m.drop(sh, k, p, node, gone)
 		}
 		sh.mu.Unlock()
 	}
@@ -343,8 +345,48 @@ func (m *Manager) gotDrop(from channel.Member, b []byte) error {
 		m.sendGone(to, keys)
 	}
 	m.sendPlaces(w.places)
-	m.sendChanges(w)
+	if len(yield) > 0 {
+		_ = m.enqueue(func() { m.yield(node, w, yield) })
+	}
 	return nil
+}
+
+// drop forgets a session and notes who is to be told. The shard is locked.
+func (m *Manager) drop(sh *shard, k session.Key, p *replica, owner uint64, gone map[uint64][]session.Key) {
+	for _, h := range p.place.where {
+		gone[h.node] = append(gone[h.node], k)
+	}
+	if !p.place.has(owner) {
+		gone[owner] = append(gone[owner], k)
+	}
+	m.store.remove(sh, k, p)
+	m.m.dropped.Inc()
+}
+
+// yielded is a session whose owner may lack something that is known here.
+type yielded struct {
+	key    session.Key
+	digest uint64
+}
+
+// yield gives an owner what it may lack, and forgets the sessions after that.
+func (m *Manager) yield(node uint64, w *work, list []yielded) {
+	if faults := m.deliver(m.ctx, w.parcels(), core.Synced); len(faults) > 0 {
+		m.note(faults)
+		return
+	}
+	gone := map[uint64][]session.Key{}
+	for _, y := range list {
+		sh := m.store.shard(y.key)
+		sh.mu.Lock()
+		if p := sh.replicas[y.key]; p != nil && p.place != nil && !p.held && p.place.owner.node == node && p.Digest() == y.digest {
+			m.drop(sh, y.key, p, node, gone)
+		}
+		sh.mu.Unlock()
+	}
+	for to, keys := range gone {
+		m.sendGone(to, keys)
+	}
 }
 
 // releasePlaced is Release if sessions have a place: it refuses if one has no

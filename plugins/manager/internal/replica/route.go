@@ -215,21 +215,18 @@ func (w *work) spread(digest uint64, k session.Key, p *replica, raw []byte, with
 		if node == w.g.self || p.place.has(node) {
 			continue
 		}
-		p.place.add(node, false)
-		if raw == nil || slices.Contains(without, node) {
-			continue
-		}
-		w.whole(node, k, p)
-		nodes = append(nodes, node)
+		p.place.add(holder{node: node, stale: true})
 	}
-	for _, h := range p.place.where {
-		if slices.Contains(nodes, h.node) || slices.Contains(without, h.node) {
+	for i := range p.place.where {
+		h := &p.place.where[i]
+		if slices.Contains(without, h.node) {
 			continue
 		}
 		if _, ok := w.g.reach(h.node); !ok {
 			continue
 		}
-		if raw == nil {
+		if raw == nil || h.stale {
+			h.stale = false
 			w.whole(h.node, k, p)
 		} else {
 			w.raw(h.node, p.place, p.held, raw)
@@ -249,7 +246,7 @@ func (m *Manager) endWhere(g *group, digest uint64, p *replica) []holder {
 	var few [maxCopies + 1]uint64
 	for _, node := range g.ring(digest, m.cfg.Copies+1, few[:0]) {
 		if node != g.self {
-			pl.add(node, false)
+			pl.add(holder{node: node})
 		}
 	}
 	return pl.where
@@ -420,6 +417,9 @@ func (m *Manager) applyOne(w *work, r *session.Record, raw []byte, in *place, fr
 		w.ask = append(w.ask, r.Key)
 	}
 	m.mergePlace(w, r.Key, p, in, from)
+	if len(pass) > 0 {
+		w.tell(from, r.Key, p)
+	}
 	if len(pass) > 0 && p.Digest() != before {
 		for _, node := range pass {
 			w.raw(node, p.place, p.held, raw)
@@ -427,11 +427,11 @@ func (m *Manager) applyOne(w *work, r *session.Record, raw []byte, in *place, fr
 	}
 }
 
-// pass returns the nodes that a change has to be passed on to: those that use
-// the session, and its owner, if the sender does not know them.
+// pass returns the nodes that a change has to be passed on to: those that have
+// the session, if the sender does not know that.
 func (w *work) pass(pl, in *place, from uint64) (nodes []uint64) {
 	for _, h := range pl.where {
-		if h.node != from && (h.live || h.node == pl.owner.node) && !in.has(h.node) {
+		if h.node != from && !in.has(h.node) {
 			if _, ok := w.g.reach(h.node); ok {
 				nodes = append(nodes, h.node)
 			}
@@ -458,15 +458,22 @@ func (m *Manager) mergePlace(w *work, k session.Key, p *replica, in *place, from
 		p.place = &place{}
 	}
 	before, knowsMe := p.place.owner, false
+	known := before != owner{} // else there is nothing that others could lack
 	for _, h := range in.where {
 		switch {
 		case h.node == self:
 			knowsMe = true
 		case h.node == from && w.g.has(from):
-			p.place.set(from, h.live)
+			p.place.set(holder{node: from, live: h.live, stale: known})
 		case w.g.has(h.node):
-			p.place.add(h.node, h.live)
+			p.place.add(holder{node: h.node, live: h.live, stale: known})
 		}
+	}
+	if known && before.node == self && slices.ContainsFunc(p.place.where, func(h holder) bool { return h.stale }) {
+		w.settle = append(w.settle, k)
+	}
+	if now := in.owner; !in.owner.less(before) && now.node != self && (now.node != from || !knowsMe) {
+		w.tell(now.node, k, p) // it may not know that this node has the session
 	}
 	switch {
 	case before.less(in.owner):

@@ -21,6 +21,7 @@ import (
 // messages in order per link, after a delay, unless the link is cut.
 type sim struct {
 	t     *testing.T
+	cfg   Config // of nodes that withTables makes
 	delay time.Duration
 	mu    sync.Mutex
 	nodes []*node
@@ -54,7 +55,7 @@ type shipment struct {
 }
 
 func newSim(t *testing.T) *sim {
-	return &sim{t: t, delay: time.Millisecond, sent: map[kind]int{}, cut: func(int, int) bool { return false }}
+	return &sim{t: t, cfg: testConfig(), delay: time.Millisecond, sent: map[kind]int{}, cut: func(int, int) bool { return false }}
 }
 
 func testConfig() Config {

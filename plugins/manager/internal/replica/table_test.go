@@ -3,11 +3,13 @@ package replica
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,7 +22,7 @@ import (
 // withTables gives every node a session table; the nodes see each other.
 func withTables(t *testing.T, s *sim, n int, tc table.Config) {
 	for range n {
-		s.add(testConfig())
+		s.add(s.cfg)
 	}
 	pause(0)
 	for _, x := range s.nodes {
@@ -63,10 +65,75 @@ func (n *node) attrs(t *testing.T, k session.Key) map[string]int {
 	return m
 }
 
+// placement checks that every session has exactly one owner, that all agree who
+// it is, and that it has its copies and no more, apart from nodes that use it.
+func (s *sim) placement(t *testing.T) {
+	t.Helper()
+	if s.cfg.Copies == 0 {
+		return
+	}
+	type found struct {
+		owners []uint64
+		by     map[int]owner
+		held   map[int]bool
+	}
+	all := map[session.Key]*found{}
+	for _, n := range s.nodes {
+		owned := 0
+		for i := range n.m.store.shards {
+			sh := &n.m.store.shards[i]
+			sh.mu.Lock()
+			for k, p := range sh.replicas {
+				f := all[k]
+				if f == nil {
+					f = &found{by: map[int]owner{}, held: map[int]bool{}}
+					all[k] = f
+				}
+				f.by[n.index], f.held[n.index] = p.place.owner, p.held
+				if p.place.owner.node == nodeOf(n.member) {
+					f.owners = append(f.owners, nodeOf(n.member))
+					owned++
+				}
+			}
+			sh.mu.Unlock()
+		}
+		if got := n.status().Owned; got != owned {
+			t.Errorf("node %d says that it owns %d sessions, and owns %d", n.index, got, owned)
+		}
+	}
+	for k, f := range all {
+		if len(f.owners) != 1 {
+			t.Errorf("session %s has the owners %v: %v", session.Prefix(k.ID), f.owners, f.by)
+			continue
+		}
+		group := s.nodes[0].m.group.Load()
+		want := group.copies(k.Digest(), f.owners[0], s.cfg.Copies, nil)
+		for _, n := range s.nodes {
+			node := nodeOf(n.member)
+			o, has := f.by[n.index]
+			switch {
+			case has && o.node != f.owners[0]:
+				t.Errorf("session %s: node %d takes %x for the owner: %v", session.Prefix(k.ID), n.index, o.node, f.by)
+			case !has && slices.Contains(want, node):
+				t.Errorf("session %s: node %d lacks its copy", session.Prefix(k.ID), n.index)
+			case has && node != f.owners[0] && !slices.Contains(want, node) && !f.held[n.index]:
+				t.Errorf("session %s: node %d has a copy for nothing", session.Prefix(k.ID), n.index)
+			}
+		}
+	}
+}
+
 // With synchronous commits no acknowledged change is lost when the node dies.
 func TestNoAcknowledgedChangeIsLost(t *testing.T) {
+	for copies := range 3 {
+		t.Run(fmt.Sprint(copies), func(t *testing.T) { noAcknowledgedChangeIsLost(t, copies) })
+	}
+}
+
+func noAcknowledgedChangeIsLost(t *testing.T, copies int) {
 	for seed := range uint64(20) {
 		bubble(t, func(t *testing.T, s *sim) {
+			s.cfg.Copies = copies
 			r := rand.New(rand.NewPCG(seed, 1))
 			defer s.stopTables()
 			withTables(t, s, 3, table.Config{})
@@ -75,6 +142,7 @@ func TestNoAcknowledgedChangeIsLost(t *testing.T) {
 			ok(t, err)
 			k := h.Key()
 			var acked [4]int
+			var dead atomic.Bool
 			var wg sync.WaitGroup
 			for w := range acked { // parallel requests of one session
 				wg.Go(func() {
@@ -85,7 +153,7 @@ func TestNoAcknowledgedChangeIsLost(t *testing.T) {
 						}
 						err = errors.Join(g.Set(fmt.Sprint("n", w), i), g.Commit(context.Background(), core.Synced))
 						g.Release()
-						if err != nil {
+						if err != nil || dead.Load() { // a dead node acknowledges nothing
 							return
 						}
 						acked[w] = i
@@ -93,6 +161,7 @@ func TestNoAcknowledgedChangeIsLost(t *testing.T) {
 				})
 			}
 			time.Sleep(time.Duration(r.IntN(200_000)) * time.Microsecond)
+			dead.Store(true)
 			s.setCut(func(x, y int) bool { return x == 0 || y == 0 })
 			wg.Wait()
 			s.views(b, s.nodes[2])
@@ -108,14 +177,23 @@ func TestNoAcknowledgedChangeIsLost(t *testing.T) {
 	}
 }
 
+var seeds = flag.Int("seeds", 3, "how many histories TestRandomWork plays for each number of copies")
+
 // TestRandomWork lets users come to any node, with splits and killed managers in
 // between, and proves in the end that all nodes agree, that what was not in
 // conflict is there, and that nothing that was ended lives.
 func TestRandomWork(t *testing.T) {
-	for seed := range uint64(10) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			bubble(t, func(t *testing.T, s *sim) { randomWork(t, s, seed) })
-		})
+	for copies := range 3 {
+		for seed := range uint64(*seeds) {
+			t.Run(fmt.Sprintf("copies %d seed %d", copies, seed), func(t *testing.T) {
+				bubble(t, func(t *testing.T, s *sim) {
+					if s.cfg.Copies = copies; copies > 0 {
+						s.cfg.SyncInterval = 20 * time.Second
+					}
+					randomWork(t, s, seed)
+				})
+			})
+		}
 	}
 }
 
@@ -139,6 +217,9 @@ func randomWork(t *testing.T, s *sim, seed uint64) {
 		case what < 80:
 			k := keys[r.IntN(len(keys))]
 			h, err := n.table.Find(t.Context(), k)
+			if errors.Is(err, errUnsure) {
+				continue // nobody can be asked just now: better than to say that there is none
+			}
 			ok(t, err)
 			if h == nil {
 				continue
@@ -167,7 +248,7 @@ func randomWork(t *testing.T, s *sim, seed uint64) {
 			// the group, it may have the only copy that can be reached.
 			pause(10 * time.Second)
 			ok(t, n.m.Stop(t.Context()))
-			n.start(testConfig())
+			n.start(s.cfg)
 			s.views(s.nodes...)
 			pause(10 * time.Second)
 		default:
@@ -176,7 +257,8 @@ func randomWork(t *testing.T, s *sim, seed uint64) {
 	}
 	s.setCut(func(int, int) bool { return false })
 	s.views(s.nodes...)
-	pause(2 * time.Minute)
+	pause(4 * time.Minute)
+	s.placement(t)
 	for i, k := range keys {
 		first := s.nodes[0].attrs(t, k)
 		for _, n := range s.nodes[1:] {
@@ -196,6 +278,8 @@ func randomWork(t *testing.T, s *sim, seed uint64) {
 			}
 		}
 	}
+	pause(time.Minute)
+	s.placement(t)
 	if len(ended) == 0 || len(ended) == len(keys) {
 		t.Error("the test has no force:", len(keys), "sessions,", len(ended), "ended")
 	}
