@@ -424,12 +424,16 @@ func checkErrorTransparent(t *T) {
 // on the wire.
 func (t *T) encoded(r *rig, from channel.Member, body []byte) *channel.Message {
 	t.Helper()
-	before := len(r.Bottom.Messages())
-	if err := r.Channel.Send(t.Context(), []channel.Member{from}, body, channel.SendAck); err != nil {
+	if r.other == nil {
+		r.other = t.rig(r.net, rigConfig{local: from})
+		r.other.join(r.self)
+	}
+	before := len(r.other.Bottom.Messages())
+	if err := r.other.Channel.Send(t.Context(), []channel.Member{r.self}, body, channel.SendAck); err != nil {
 		t.Fatalf("send: %v", err)
 	}
-	m := r.Bottom.Messages()[before]
-	m.From, m.To, m.ID = from, nil, channel.NewUniqueID()
+	m := r.other.Bottom.Messages()[before]
+	m.From, m.To = from, nil
 	return &m
 }
 

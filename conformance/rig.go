@@ -93,6 +93,9 @@ type rig struct {
 	desc         channel.Descriptor
 	above, below *probe
 	metrics      *channel.Metrics
+	net          transport.Net
+	self         channel.Member // what others address it as
+	other        *rig           // sends for the check, see encoded
 }
 
 // rigConfig says what is special about a rig.
@@ -101,6 +104,9 @@ type rigConfig struct {
 	tick    time.Duration
 	// manual: the check starts and stops the channel itself.
 	manual bool
+	// local is the member whose id the channel has; its address does not
+	// matter.
+	local channel.Member
 	// onSend of the probe below.
 	onSend func(ctx context.Context, l channel.Link, m *channel.Message) error
 }
@@ -116,7 +122,7 @@ func (t *T) interceptor() InterceptorSubject {
 // rig makes a channel with one instance of the subject.
 func (t *T) rig(n transport.Net, c rigConfig) *rig {
 	t.Helper()
-	r := &rig{t: t, metrics: channel.NewMetrics(), above: &probe{}, below: &probe{onSend: c.onSend}}
+	r := &rig{t: t, net: n, metrics: channel.NewMetrics(), above: &probe{}, below: &probe{onSend: c.onSend}}
 	settings := channel.Settings{Name: "subject", Net: n, Metrics: r.metrics}
 	var err error
 	if r.layer, err = t.interceptor().Interceptor(t, withLogger(settings)); err != nil {
@@ -129,8 +135,12 @@ func (t *T) rig(n transport.Net, c rigConfig) *rig {
 	if c.tick == 0 {
 		c.tick = time.Second
 	}
+	if r.self = c.local; r.self.ID.IsZero() {
+		r.self = channeltest.Member(255)
+	}
 	r.Embedded, err = channeltest.NewEmbedded(channeltest.EmbedConfig{
 		Layers: []channel.Interceptor{r.above, r.layer, r.below}, Settings: settings, Tick: c.tick, Discard: c.discard,
+		Local: channel.Member{ID: r.self.ID},
 	})
 	if err == nil && !c.manual {
 		err = r.Start(t.Context())
@@ -287,7 +297,9 @@ type pair struct {
 // of a is received by b, as from peerA.
 func (t *T) pair(n transport.Net, a, b rigConfig) *pair {
 	t.Helper()
-	p := &pair{a: t.rig(n, a), b: t.rig(n, b), peerA: channeltest.Member(1), peerB: channeltest.Member(2)}
+	p := &pair{peerA: channeltest.Member(1), peerB: channeltest.Member(2)}
+	a.local, b.local = p.peerA, p.peerB
+	p.a, p.b = t.rig(n, a), t.rig(n, b)
 	p.a.join(p.peerB)
 	p.b.join(p.peerA)
 	p.a.OnSend(func(ctx context.Context, m *channel.Message) error {

@@ -81,6 +81,9 @@ type interceptor struct {
 	new    func(channel.Settings) (channel.Interceptor, error)
 	config json.RawMessage
 	schema []byte
+	// least are the options of the configuration to try, without which there
+	// may be none; empty if there are good defaults.
+	least []byte
 }
 
 // Interceptor is the subject of an interceptor's constructor. The checks run on
@@ -108,10 +111,12 @@ func Interceptor[C any, I channel.Interceptor](newFn func(C, channel.Settings) (
 	}
 }
 
-// InterceptorOf is the subject of a factory, with options as YAML.
+// InterceptorOf is the subject of a factory, with options as YAML: those that
+// have no default, a key for example, and others.
 func InterceptorOf(f channel.Factory[channel.Interceptor], options string) Subject {
 	return &interceptor{
 		factory: f,
+		least:   []byte(options),
 		new: func(s channel.Settings) (channel.Interceptor, error) {
 			return f.New(decoder([]byte(options), "options"), s)
 		},
@@ -188,6 +193,9 @@ func (s *interceptor) Configure(options []byte, origin string) error {
 	settings, err := plainSettings()
 	if err != nil {
 		return err
+	}
+	if len(options) == 0 {
+		options = s.least
 	}
 	d := decoder(options, origin)
 	if err := s.factory.Check(d); err != nil {

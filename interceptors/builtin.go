@@ -5,6 +5,7 @@ import (
 	"github.com/longhouse-go/longhouse/interceptors/coordinator"
 	"github.com/longhouse-go/longhouse/interceptors/dispatch"
 	"github.com/longhouse-go/longhouse/interceptors/domain"
+	"github.com/longhouse-go/longhouse/interceptors/encrypt"
 	"github.com/longhouse-go/longhouse/interceptors/failuredetector"
 	"github.com/longhouse-go/longhouse/interceptors/fragment"
 	"github.com/longhouse-go/longhouse/interceptors/gzip"
@@ -25,6 +26,7 @@ func Builtin() []channel.Factory[channel.Interceptor] {
 		gzip.Factory,
 		zstd.Factory,
 		fragment.Factory,
+		encrypt.Factory,
 		ping.Factory,
 		failuredetector.Factory,
 		staticmember.Factory,

@@ -113,7 +113,7 @@ func startNode(t *testing.T, name string, sim *channeltest.SimNode) *node {
 	s := channel.Settings{Net: sim, Logger: zap.NewNop(), Metrics: n.logs}
 	var layers []channel.Layer
 	for _, f := range interceptors.Builtin() {
-		l, err := f.New(channel.NoConfig, s)
+		l, err := f.New(options(f.Name), s)
 		if err != nil {
 			t.Fatal(err)
 		}

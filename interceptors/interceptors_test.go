@@ -12,10 +12,24 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/secret"
 	"github.com/longhouse-go/longhouse/interceptors"
+	"github.com/longhouse-go/longhouse/interceptors/encrypt"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// options returns the options without which a built-in interceptor cannot be
+// made.
+func options(name string) channel.Decode {
+	if name != "encrypt" {
+		return channel.NoConfig
+	}
+	return func(into any) error {
+		into.(*encrypt.Config).Key = secret.New("a secret that all nodes of the tests share")
+		return nil
+	}
+}
 
 // noNet is a network that is never used.
 type noNet struct{ transport.Net }
@@ -23,10 +37,10 @@ type noNet struct{ transport.Net }
 func TestBuiltinIsAStack(t *testing.T) {
 	var layers []channel.Layer
 	for _, f := range interceptors.Builtin() {
-		if err := f.Check(channel.NoConfig); err != nil {
+		if err := f.Check(options(f.Name)); err != nil {
 			t.Errorf("%s: defaults: %v", f.Name, err)
 		}
-		l, err := f.New(channel.NoConfig, channel.Settings{Name: f.Name, Net: noNet{}})
+		l, err := f.New(options(f.Name), channel.Settings{Name: f.Name, Net: noNet{}})
 		if err != nil {
 			t.Fatal(err)
 		}

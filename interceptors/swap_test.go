@@ -38,7 +38,7 @@ func loopback(t testing.TB, l channel.Listener) (*channel.Channel, func(names ..
 			if err != nil {
 				t.Fatal(err)
 			}
-			i, err := f.New(channel.NoConfig, s)
+			i, err := f.New(options(f.Name), s)
 			if err != nil {
 				t.Fatal(err)
 			}
