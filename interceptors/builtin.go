@@ -9,6 +9,7 @@ import (
 	"github.com/longhouse-go/longhouse/interceptors/failuredetector"
 	"github.com/longhouse-go/longhouse/interceptors/fragment"
 	"github.com/longhouse-go/longhouse/interceptors/gzip"
+	"github.com/longhouse-go/longhouse/interceptors/order"
 	"github.com/longhouse-go/longhouse/interceptors/ping"
 	"github.com/longhouse-go/longhouse/interceptors/staticmember"
 	"github.com/longhouse-go/longhouse/interceptors/throughput"
@@ -26,6 +27,7 @@ func Builtin() []channel.Factory[channel.Interceptor] {
 		gzip.Factory,
 		zstd.Factory,
 		fragment.Factory,
+		order.Factory,
 		encrypt.Factory,
 		ping.Factory,
 		failuredetector.Factory,

@@ -127,7 +127,7 @@ func (f *Interceptor) HandleSend(ctx context.Context, l channel.Link, m *channel
 		fl := f.flights.New(m, false)
 		p := fl.Part(m.To, size+1)
 		p.Message.Body = append(append(p.Message.Body, m.Body...), whole)
-		fl.Send(ctx, l, p)
+		_ = fl.Send(ctx, l, p)
 		return fl.End(ctx)
 	}
 	count := (size + f.cfg.MaxSize - 1) / f.cfg.MaxSize
@@ -158,7 +158,7 @@ func (f *Interceptor) sendPieces(ctx context.Context, l channel.Link, m *channel
 		b = binary.BigEndian.AppendUint32(b, uint32(count))
 		p.Message.Body = append(b, piece)
 		f.pieces.Inc()
-		fl.Send(ctx, l, p)
+		_ = fl.Send(ctx, l, p)
 	}
 	return fl.End(ctx)
 }

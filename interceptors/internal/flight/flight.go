@@ -83,8 +83,9 @@ func (f *Flight) Part(to []channel.Member, size int) *Part {
 	return p
 }
 
-// Send sends a part. What fails is kept for End.
-func (f *Flight) Send(ctx context.Context, l channel.Link, p *Part) {
+// Send sends a part. It returns the error if the layer below refuses it; End
+// has it too.
+func (f *Flight) Send(ctx context.Context, l channel.Link, p *Part) error {
 	if f.parallel {
 		f.mu.Lock()
 		f.pending++
@@ -95,7 +96,7 @@ func (f *Flight) Send(ctx context.Context, l channel.Link, p *Part) {
 		f.mu.Lock()
 		f.accepted++
 		f.mu.Unlock()
-		return
+		return nil
 	}
 	f.mu.Lock()
 	p.over = true
@@ -108,6 +109,7 @@ func (f *Flight) Send(ctx context.Context, l channel.Link, p *Part) {
 		f.fail(p, err)
 	}
 	f.mu.Unlock()
+	return err
 }
 
 // fail notes what a part failed for; f.mu is held.

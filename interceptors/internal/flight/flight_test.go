@@ -27,7 +27,7 @@ func (s *splitter) HandleSend(ctx context.Context, l channel.Link, m *channel.Me
 	for _, to := range m.To {
 		p := f.Part([]channel.Member{to}, len(body)+1)
 		p.Message.Body = append(append(p.Message.Body, body...), '!')
-		f.Send(ctx, l, p)
+		_ = f.Send(ctx, l, p)
 	}
 	return f.End(ctx)
 }
