@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -109,6 +110,21 @@ func (l later) Defer() func(error) {
 		}
 		l.e.all[l.n] = err
 	}
+}
+
+func (e *ends) snapshot() map[int32]error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return maps.Clone(e.all)
+}
+
+// remembered returns how many members the layer keeps something of.
+func (f *fixture) remembered() (numbers, senders int) {
+	f.layer.mu.Lock()
+	defer f.layer.mu.Unlock()
+	f.layer.in.mu.Lock()
+	defer f.layer.in.mu.Unlock()
+	return len(f.layer.numbers), len(f.layer.in.senders)
 }
 
 func (e *ends) receive(f *fixture, n int32) error {
@@ -365,20 +381,19 @@ func TestGap(t *testing.T) {
 			f.want(t, map[string]float64{"order_waiting_messages": 3, "order_early_total": 3})
 			time.Sleep(2900 * time.Millisecond)
 			f.wantBodies(t, "1")
-			synctest.Wait()
-			if len(e.all) != 0 {
-				t.Errorf("ended before they were delivered: %v", e.all)
+			if ended := e.snapshot(); len(ended) != 0 {
+				t.Errorf("ended before they were delivered: %v", ended)
 			}
 			time.Sleep(200 * time.Millisecond)
 			if forward {
 				f.wantBodies(t, "1", "3", "4", "5")
-				if e.all[3] != nil || e.all[4] != nil || !errors.Is(e.all[5], channel.ErrNotMember) || len(e.all) != 3 {
-					t.Errorf("ended with %v", e.all)
+				if all := e.snapshot(); all[3] != nil || all[4] != nil || !errors.Is(all[5], channel.ErrNotMember) || len(all) != 3 {
+					t.Errorf("ended with %v", all)
 				}
 			} else {
 				f.wantBodies(t, "1", "4", "5")
-				if !errors.Is(e.all[3], errGap) || e.all[4] != nil || f.value("order_dropped_total") != 1 {
-					t.Errorf("ended with %v", e.all)
+				if all := e.snapshot(); !errors.Is(all[3], errGap) || all[4] != nil || f.value("order_dropped_total") != 1 {
+					t.Errorf("ended with %v", all)
 				}
 			}
 			f.want(t, map[string]float64{"order_waiting_messages": 0, "order_waiting_bytes": 0, "order_expired_total": 1})
@@ -588,13 +603,11 @@ func TestMembersComeAndGo(t *testing.T) {
 			}
 			_ = f.receive(m, 1)
 		}
-		synctest.Wait()
-		if n, m := len(f.layer.numbers), len(f.layer.in.senders); n > maxPeers || m > maxPeers {
+		if n, m := f.remembered(); n > maxPeers || m > maxPeers {
 			t.Errorf("%d and %d members remembered", n, m)
 		}
 		time.Sleep(time.Hour)
-		synctest.Wait()
-		if n, m := len(f.layer.numbers), len(f.layer.in.senders); n != 0 || m != 0 {
+		if n, m := f.remembered(); n != 0 || m != 0 {
 			t.Errorf("after an hour, %d and %d members remembered", n, m)
 		}
 	})
