@@ -22,7 +22,9 @@ import (
 	"github.com/longhouse-go/longhouse/plugins/deployer/watch"
 	"github.com/longhouse-go/longhouse/plugins/manager/backup"
 	"github.com/longhouse-go/longhouse/plugins/manager/delta"
+	"github.com/longhouse-go/longhouse/plugins/manager/memcached"
 	"github.com/longhouse-go/longhouse/plugins/manager/persistent"
+	"github.com/longhouse-go/longhouse/plugins/manager/redis"
 	"github.com/longhouse-go/longhouse/plugins/membership/multicast"
 	"github.com/longhouse-go/longhouse/plugins/membership/static"
 	"github.com/longhouse-go/longhouse/valves"
@@ -91,7 +93,7 @@ func assemble(opts []Option) *assembly {
 	a := &assembly{
 		interceptors: append(interceptors.Builtin(), channeltest.Chaos()...),
 		valves:       valves.Builtin(),
-		managers:     []core.ManagerFactory{delta.Factory, backup.Factory, persistent.Factory},
+		managers:     []core.ManagerFactory{delta.Factory, backup.Factory, persistent.Factory, memcached.Factory, redis.Factory},
 		memberships:  []core.MembershipFactory{multicast.Factory, static.Factory},
 		deployers:    []core.DeployerFactory{watch.Factory},
 		apps: []container.App{{

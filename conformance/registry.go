@@ -17,6 +17,7 @@ const (
 	ProfileValve       = "valve"
 	ProfileManager     = "manager"
 	ProfileDeployer    = "deployer"
+	ProfileStore       = "store"
 )
 
 // Registry is an ordered set of checks.
@@ -57,6 +58,7 @@ func Builtin() *Registry {
 		valveChecks(),
 		managerChecks(),
 		deployerChecks(),
+		storeChecks(),
 	)...)
 	if err != nil {
 		panic(err) // a mistake in this package; a test makes the registry

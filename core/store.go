@@ -18,6 +18,9 @@ var (
 	// that somebody else has changed. The manager treats it as absent and
 	// reports it.
 	ErrStoreCorrupt = errors.New("core: the stored session is damaged")
+	// ErrStoreRefused: the store works but does not take this item, because it
+	// is too large for example. It stays on the nodes that have it live.
+	ErrStoreRefused = errors.New("core: the store does not take the session")
 )
 
 // StoreVersion names one state of a stored item. It is opaque to the manager;
@@ -43,7 +46,7 @@ type StoreItem struct {
 //
 // Methods are called concurrently, but never two at a time that change the same
 // key from one node. They block until the store has answered, or ctx ends. An
-// error that is none of the two above means that the store cannot be reached or
+// error that is none of those above means that the store cannot be reached or
 // has failed; the call is repeated later, so saving the same twice must be
 // harmless.
 type Store interface {

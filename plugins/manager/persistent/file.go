@@ -78,8 +78,11 @@ func NewFileStore(dir string, secret []byte, sync bool) *FileStore {
 	return f
 }
 
-// prepare makes the folder and reads its key.
+// prepare makes the folder and reads its key, once. It fails when ctx has ended.
 func (f *FileStore) prepare(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	select {
 	case <-f.done:
 		return nil

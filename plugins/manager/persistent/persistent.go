@@ -47,10 +47,10 @@ func (c *Config) Validate() error {
 }
 
 // Factory makes the manager "persistent".
-var Factory = stored.FactoryOf("persistent", Default(), func(c *Config) *stored.Config { return &c.Config }, open)
+var Factory = stored.FactoryOf("persistent", Default(), func(c *Config) *stored.Config { return &c.Config }, Open)
 
-// open returns the store of a configuration.
-func open(c Config, _ channel.Settings) (core.Store, error) {
+// Open returns the store of a configuration.
+func Open(c Config, _ channel.Settings) (core.Store, error) {
 	dir, err := filepath.Abs(c.Directory)
 	if err != nil {
 		return nil, fmt.Errorf("persistent: directory: %w", err)

@@ -22,7 +22,7 @@ type Manager struct {
 	log   *zap.Logger
 	now   func() time.Time
 
-	saved, conflicts, retries, damaged, unsaved, strays *channel.Counter
+	saved, conflicts, retries, damaged, unsaved, refused, strays *channel.Counter
 
 	host core.ManagerHost
 	ctx  context.Context // ends when Stop gives up
@@ -70,6 +70,7 @@ type entry struct {
 	held    bool
 	waiting []*commit
 	orphan  bool // the store has no whole session to put the change on
+	refused bool // the store did not take the last change
 }
 
 // outage is what is known of a store that fails.
@@ -116,6 +117,7 @@ func New(c Config, store core.Store, s channel.Settings) (*Manager, error) {
 		retries:   s.Metrics.Counter("store_failures_total", "Calls of the store that failed and are repeated."),
 		damaged:   s.Metrics.Counter("store_damaged_total", "Stored sessions that could not be trusted."),
 		unsaved:   s.Metrics.Counter("store_unsaved_total", "Waiting requests that went on although the store had failed."),
+		refused:   s.Metrics.Counter("store_refused_total", "Sessions that the store did not take, because they are too large for example."),
 		strays:    s.Metrics.Counter("store_bad_messages_total", "Messages of other nodes that could not be read."),
 	}
 	m.changed.L, m.todo.L, m.tell.L = &m.mu, &m.mu, &m.mu
@@ -454,7 +456,7 @@ func (m *Manager) Release(_ context.Context, keys []session.Key) error {
 	defer m.mu.Unlock()
 	waiting := 0
 	for _, k := range keys {
-		if e := m.live[k]; e != nil && (e.change != nil || e.writing != nil) {
+		if e := m.live[k]; e != nil && (e.change != nil || e.writing != nil || e.refused) {
 			waiting++
 		}
 	}

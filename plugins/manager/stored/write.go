@@ -233,10 +233,15 @@ func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
 			base = &tomb
 		}
 		item.Data = session.AppendBatch(nil, base)
-		var err error
-		if version, err = m.store.Save(ctx, e.key, item, version); err != nil {
+		next, err := m.store.Save(ctx, e.key, item, version)
+		switch {
+		case errors.Is(err, core.ErrStoreRefused):
+			m.refuse(e, base, calls, err)
+			return nil
+		case err != nil:
 			return fmt.Errorf("stored: save: %w", err)
 		}
+		version = next
 	}
 	m.saved.Inc()
 	var update []byte
@@ -247,6 +252,7 @@ func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
 	m.works()
 	m.merged += int64(conflicts)
 	m.learn(e, base, version)
+	e.refused = false
 	held := e.held
 	m.mu.Unlock()
 	if held && update != nil {
@@ -262,6 +268,32 @@ func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
 		m.done(e)
 	}
 	return nil
+}
+
+// refuse ends a change that the store does not take; the session goes on here,
+// and the next change tries again with everything.
+func (m *Manager) refuse(e *entry, base *session.Record, calls []*commit, err error) {
+	m.refused.Inc()
+	m.log.Warn("the store does not take a session; it stays on this node until it is smaller",
+		zap.String("session", session.Prefix(e.key.ID)), zap.String("context", e.key.Context), zap.Int("bytes", base.Size()), zap.Error(err))
+	if m.cfg.OnFailure == Continue {
+		m.unsaved.Add(int64(len(calls)))
+		err = nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.works()
+	m.learn(e, base, e.version)
+	for _, c := range calls {
+		c.settle(err)
+	}
+	e.writing = nil
+	if e.change != nil {
+		m.enqueue(e, true)
+	} else {
+		e.refused = base.End == session.Living
+		m.done(e)
+	}
 }
 
 // touchOnly reports whether a change is about nothing but the last access.
