@@ -33,6 +33,8 @@ const (
 	Zstd Options = 0x0200
 	// TotalOrder marks messages of the total order layer (Longhouse only).
 	TotalOrder Options = 0x0400
+	// TwoPhase marks messages that all destinations deliver or none.
+	TwoPhase Options = 0x0800
 
 	// ObjectStream: the body given to Send is a Java object stream, so that the
 	// message goes out without ByteMessage. It is not on the wire itself.
@@ -60,7 +62,7 @@ var optionNames = []struct {
 	name string
 }{
 	{ObjectStream, "object_stream"},
-	{TotalOrder, "total_order"}, {Zstd, "zstd"}, {Gzip, "gzip"}, {Multicast, "multicast"}, {UDP, "udp"}, {Secure, "secure"},
+	{TwoPhase, "two_phase"}, {TotalOrder, "total_order"}, {Zstd, "zstd"}, {Gzip, "gzip"}, {Multicast, "multicast"}, {UDP, "udp"}, {Secure, "secure"},
 	{Async, "async"}, {SyncAck, "sync"}, {UseAck, "use_ack"}, {ByteMessage, "byte"},
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/longhouse-go/longhouse/interceptors/ping"
 	"github.com/longhouse-go/longhouse/interceptors/staticmember"
 	"github.com/longhouse-go/longhouse/interceptors/throughput"
+	"github.com/longhouse-go/longhouse/interceptors/twophase"
 	"github.com/longhouse-go/longhouse/interceptors/zstd"
 )
 
@@ -22,6 +23,7 @@ func Builtin() []channel.Factory[channel.Interceptor] {
 	return []channel.Factory[channel.Interceptor]{
 		throughput.Factory,
 		coordinator.Factory,
+		twophase.Factory,
 		domain.Factory,
 		dispatch.Factory,
 		gzip.Factory,
