@@ -245,6 +245,7 @@ func (x *Membership) ask(c *contact) (there, self bool) {
 	}
 	if x.ctx.Err() == nil {
 		x.failures.Inc()
+		x.log.Debug("a configured member does not answer", zap.Stringer("address", addr), zap.Error(err))
 	}
 	return false, false
 }

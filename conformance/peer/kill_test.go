@@ -17,23 +17,26 @@ import (
 func testKill(t *testing.T) {
 	g := newGroup(t, startJVM(t))
 	g.frequency, g.drop = 500*time.Millisecond, 3*time.Second // those of Tribes
-	a, c := g.longhouse(withUDP(t)), g.longhouse(withUDP(t))
+	a, c := g.longhouse(datagrams), g.longhouse(datagrams)
 	port := freePort(t, "tcp")
 	open := func() *peer.Node {
 		return g.tribes(func(c *peer.Config) {
 			c.Stack = []string{"dispatch", "detector"}
-			c.Port = port
-			c.UDP = freePort(t, "udp")
+			c.Port, c.UDP, c.Reconnect = port, freePort(t, "udp"), true
 		})
 	}
 	life := func(name string, b *peer.Node) {
 		t.Run(name, func(t *testing.T) {
 			together(t, []*longhouse{a, c}, []*peer.Node{b})
-			for _, o := range slices.Concat(tcpOptions, udpOptions) {
+			for _, o := range slices.Concat(tcpOptions, datagramOptions) {
 				t.Run(o.name, func(t *testing.T) {
 					for _, n := range []*longhouse{a, c} {
 						n.t = t
-						exchangeSizes(t, n, b, o, 50, []int{10_000})
+						if o.options&(channel.UDP|channel.Multicast) != 0 {
+							exchangeDatagrams(t, n, b, o, []int{10_000})
+						} else {
+							exchangeSizes(t, n, b, o, 50, []int{10_000})
+						}
 					}
 				})
 			}
@@ -104,11 +107,3 @@ func testKill(t *testing.T) {
 		t.Logf("the %s of our nodes got %d messages, each once", name, len(times))
 	}
 }
-
-// withUDP gives a node of ours a port for datagrams.
-func withUDP(t *testing.T) func(c *nodeConfig) {
-	return func(c *nodeConfig) {}
-}
-
-// udpOptions are the ways to send datagrams.
-var udpOptions []optionCase

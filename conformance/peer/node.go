@@ -53,6 +53,10 @@ type Config struct {
 	Timeout time.Duration
 	// Retries of a failed send; nil means one.
 	Retries *int
+	// Reconnect opens a new connection for every message. Tribes has to: a
+	// sender that has used TCP toward a member fails when it is to send a
+	// datagram to it, and the reverse.
+	Reconnect bool
 	// FailOn makes the node's listener throw at byte messages with this prefix.
 	FailOn string
 	// Level is the start level; 0 means all.
@@ -115,6 +119,9 @@ func (c Config) values() url.Values {
 	number("timeout", c.Timeout.Milliseconds())
 	if c.Retries != nil {
 		v.Set("retry", strconv.Itoa(*c.Retries))
+	}
+	if c.Reconnect {
+		v.Set("keepAliveCount", "0")
 	}
 	text("failOn", c.FailOn)
 	number("level", int64(c.Level))

@@ -12,20 +12,11 @@ import (
 	"github.com/longhouse-go/longhouse/conformance/peer"
 )
 
-// objects lets a node of ours send object streams: what starts as one is
-// marked as one.
-var objects = channel.Transform(channel.Descriptor{Name: "test/objects"}, func(m *channel.Message) error {
-	if jser.Stream(m.Body) {
-		m.Options &^= channel.ByteMessage
-	}
-	return nil
-}, nil)
-
 // Objects of every listed Java class: we read what the JVM has written, write
 // the same bytes again, and the JVM finds the object equal to the first one.
 func testObjects(t *testing.T, j *peer.JVM) {
 	g := newGroup(t, j)
-	a := g.longhouse(func(c *nodeConfig) { c.layers = []channel.Interceptor{objects} })
+	a := g.longhouse(nil)
 	b := g.tribes(nil)
 	together(t, []*longhouse{a}, []*peer.Node{b})
 	r, err := b.Call(within(t), "samples")
@@ -65,7 +56,7 @@ func testObjects(t *testing.T, j *peer.JVM) {
 			if !bytes.Equal(again, m.Body) && name != "builder" && name != "buffer" {
 				t.Errorf("other bytes:\n%x\n%x", m.Body, again)
 			}
-			if err := a.Send(within(t), a.View().Members, again, channel.SendSyncAck); err != nil {
+			if err := a.Send(within(t), a.View().Members, again, channel.ObjectStream|channel.UseAck|channel.SyncAck); err != nil {
 				t.Fatal(err)
 			}
 			var seen string
@@ -92,7 +83,7 @@ func testObjects(t *testing.T, j *peer.JVM) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.Send(within(t), a.View().Members, body, channel.SendSyncAck); err != nil {
+		if err := a.Send(within(t), a.View().Members, body, channel.ObjectStream|channel.UseAck|channel.SyncAck); err != nil {
 			t.Fatal(err)
 		}
 		if err := b.Wait(within(t), "message", func(evs []peer.Event) bool {

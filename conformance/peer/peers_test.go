@@ -34,6 +34,8 @@ func TestPeers(t *testing.T) {
 			{"detector/they-check", testTheyCheck},
 			{"encrypt/wrong-key", testWrongKey},
 			{"objects", testObjects},
+			{"election", testElection},
+			{"datagrams", testDatagrams},
 			{"static/interceptor", testStaticInterceptor},
 			{"domain", testDomain},
 			{"ping", testPing},

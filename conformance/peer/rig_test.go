@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/channel/tcp"
+	"github.com/longhouse-go/longhouse/channel/udp"
 	"github.com/longhouse-go/longhouse/conformance/peer"
 	"github.com/longhouse-go/longhouse/interceptors"
 	"github.com/longhouse-go/longhouse/plugins/membership/multicast"
@@ -191,13 +193,15 @@ type nodeConfig struct {
 	// stack lists interceptors, top first: the name, and options as YAML
 	// behind a space: "fragment {max_size: 1000}".
 	stack []string
-	// layers stand below the stack.
-	layers     []channel.Interceptor
-	membership func(s channel.Settings) (channel.Membership, error)
-	local      channel.Member
-	port       int
-	reply      func(m *channel.Message) (bool, error)
-	ackTimeout time.Duration
+	// top stand above the stack, layers below it.
+	top, layers []channel.Interceptor
+	membership  func(s channel.Settings) (channel.Membership, error)
+	local       channel.Member
+	port        int
+	reply       func(m *channel.Message) (bool, error)
+	ackTimeout  time.Duration
+	// datagrams: it has a port for datagrams, and sends to the group.
+	datagrams bool
 }
 
 // longhouse starts one of our nodes in the group. change may be nil.
@@ -243,12 +247,21 @@ func (g *group) longhouse(change func(c *nodeConfig)) *longhouse {
 			g.t.Fatal(err)
 		}
 	}
+	var sender channel.Sender = tcp.NewSender(sc, s)
+	var receiver channel.Receiver = tcp.NewReceiver(rc, s)
+	if c.datagrams {
+		uc := udp.DefaultConfig()
+		uc.Port, uc.AutoBind, uc.AckTimeout = freePort(g.t, "udp"), 100, 20*time.Second
+		uc.Multicast = channel.MulticastConfig{Group: netip.MustParseAddrPort(fmt.Sprintf("%s:%d", g.address, g.port)), Bind: netip.MustParseAddr("127.0.0.1")}
+		around := udp.New(uc, s)
+		sender, receiver = around.Sender(sender), around.Receiver(receiver)
+	}
 	n.Channel, err = channel.New(channel.Config{
 		Local:        c.local,
 		Announcement: channel.Announcement{Name: c.name, Pipelined: true},
 		Stack:        stack,
-		Sender:       tcp.NewSender(sc, s),
-		Receiver:     tcp.NewReceiver(rc, s),
+		Sender:       sender,
+		Receiver:     receiver,
 		Membership:   membership,
 		Tick:         100 * time.Millisecond,
 	}, s)
@@ -272,6 +285,9 @@ func layers(t *testing.T, s channel.Settings, c nodeConfig) []channel.Layer {
 		t.Fatal(err)
 	}
 	var out []channel.Layer
+	for _, i := range c.top {
+		out = append(out, channel.Layer{Interceptor: i})
+	}
 	for _, line := range c.stack {
 		name, options, _ := strings.Cut(line, " ")
 		f, err := known.Get(name)

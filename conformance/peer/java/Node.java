@@ -76,6 +76,7 @@ final class Node {
         MultiPointSender s = ((ReplicationTransmitter) channel.getChannelSender()).getTransport();
         s.setTimeout(Long.parseLong(c("timeout", "15000")));
         s.setMaxRetryAttempts(Integer.parseInt(c("retry", "1")));
+        s.setKeepAliveCount(Integer.parseInt(c("keepAliveCount", "-1")));
         membership();
         for (String x : c("stack", "").split(",")) {
             if (!x.isEmpty()) {
