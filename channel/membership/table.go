@@ -68,11 +68,14 @@ const (
 	BadPort Refusal = "port"
 	// Stranger is the farewell of a node that was no member.
 	Stranger Refusal = "unknown_leave"
+	// Unsealed is a record without proof of its sender about a member that has
+	// given one, or at its address.
+	Unsealed Refusal = "unauthenticated"
 )
 
 // Refusals returns all of them but Own, for making counters ahead.
 func Refusals() []Refusal {
-	return []Refusal{Stale, Deferred, Full, AddressTaken, OwnAddress, OwnID, BadID, BadHost, BadPort, Stranger}
+	return []Refusal{Stale, Deferred, Full, AddressTaken, OwnAddress, OwnID, BadID, BadHost, BadPort, Stranger, Unsealed}
 }
 
 // Table is who has been heard. It is not safe for concurrent use. now must not
@@ -98,6 +101,7 @@ type entry struct {
 	m      channel.Member
 	heard  time.Time
 	proven bool // has been heard to go on
+	sealed bool // its records are those of HeardSealed
 	doubt  doubt
 }
 
@@ -109,9 +113,10 @@ type candidate struct {
 
 // departure is a member that has gone.
 type departure struct {
-	alive time.Duration // the last
-	left  bool
-	doubt doubt
+	alive  time.Duration // the last
+	left   bool
+	sealed bool
+	doubt  doubt
 }
 
 // doubt follows records with an alive time that is older than a known one.
@@ -169,8 +174,9 @@ func (t *Table) Members() []channel.Member {
 
 // Seed takes members as heard just now, without an event: what an earlier
 // instance knew. Records that could not have been members, and those beyond the
-// bound, are left out.
-func (t *Table) Seed(known []channel.Member, now time.Time) {
+// bound, are left out. sealed, if not nil, says which of them must go on by
+// HeardSealed.
+func (t *Table) Seed(known []channel.Member, now time.Time, sealed func(channel.Member) bool) {
 	for _, m := range known {
 		if t.check(m) != "" || len(t.members) >= t.cfg.MaxMembers || t.members[m.ID] != nil {
 			continue
@@ -178,7 +184,7 @@ func (t *Table) Seed(known []channel.Member, now time.Time) {
 		if _, taken := t.byAddr[m.Addr()]; taken {
 			continue
 		}
-		t.add(m, now, true)
+		t.add(m, now, true, sealed != nil && sealed(m))
 	}
 }
 
@@ -201,15 +207,46 @@ func (t *Table) check(m channel.Member) Refusal {
 	return ""
 }
 
-// Heard takes a record that was received and appends what follows from it to
-// events. A record may have no consequence without being refused.
-func (t *Table) Heard(events []channel.MemberEvent, m channel.Member, now time.Time) ([]channel.MemberEvent, Refusal) {
+// Has reports whether the member with that id is in the table.
+func (t *Table) Has(id channel.UniqueID) bool { return t.members[id] != nil }
+
+// HeardSealed is Heard for a record that is proved to be made by its member,
+// whose alive time never goes back, and, if it is not that of a member, to be
+// made just now. Nothing but such records changes the member from then on.
+func (t *Table) HeardSealed(events []channel.MemberEvent, m channel.Member, now time.Time) ([]channel.MemberEvent, Refusal) {
 	m.Host = m.Host.Unmap()
 	if r := t.check(m); r != "" {
 		return events, r
 	}
 	if m.Command == channel.ShutdownCommand {
-		return t.leave(events, m)
+		return t.leave(events, m, true)
+	}
+	if e := t.members[m.ID]; e != nil {
+		if m.Alive <= e.m.Alive && e.sealed {
+			return events, Stale
+		}
+		e.sealed = true
+		return t.heardMember(events, e, m, now)
+	}
+	if d := t.departed.get(m.ID); d != nil && m.Alive <= d.alive && d.sealed {
+		return events, Stale
+	}
+	return t.admit(events, m, now, true, true)
+}
+
+// Heard takes a record that was received, without proof, and appends what
+// follows from it to events. A record may have no consequence without being
+// refused.
+func (t *Table) Heard(events []channel.MemberEvent, m channel.Member, now time.Time) ([]channel.MemberEvent, Refusal) {
+	m.Host = m.Host.Unmap()
+	if r := t.check(m); r != "" {
+		return events, r
+	}
+	if t.belongsToSealed(m) {
+		return events, Unsealed
+	}
+	if m.Command == channel.ShutdownCommand {
+		return t.leave(events, m, false)
 	}
 	if e := t.members[m.ID]; e != nil {
 		return t.heardMember(events, e, m, now)
@@ -218,12 +255,12 @@ func (t *Table) Heard(events []channel.MemberEvent, m channel.Member, now time.T
 		if m.Alive <= d.alive && !d.doubt.lives(m.Alive, now, t.cfg.DropTime) {
 			return events, Stale
 		}
-		return t.admit(events, m, now, true)
+		return t.admit(events, m, now, true, false)
 	}
 	c := t.candidates.get(m.ID)
 	switch {
 	case c == nil && t.mayEnter(m, now):
-		return t.admit(events, m, now, false)
+		return t.admit(events, m, now, false, false)
 	case c == nil:
 		t.candidates.put(m.ID, candidate{m.Alive, now})
 		if _, taken := t.byAddr[m.Addr()]; taken {
@@ -233,7 +270,20 @@ func (t *Table) Heard(events []channel.MemberEvent, m channel.Member, now time.T
 	case m.Alive <= c.alive:
 		return events, Stale
 	}
-	return t.admit(events, m, now, true)
+	return t.admit(events, m, now, true, false)
+}
+
+// belongsToSealed reports whether m, which has no proof, concerns a member that
+// has given one.
+func (t *Table) belongsToSealed(m channel.Member) bool {
+	if e := t.members[m.ID]; e != nil && e.sealed {
+		return true
+	}
+	if d := t.departed.get(m.ID); d != nil && d.sealed {
+		return true
+	}
+	id, taken := t.byAddr[m.Addr()]
+	return taken && t.members[id].sealed
 }
 
 // heardMember takes a record of a member.
@@ -289,12 +339,14 @@ func (t *Table) mayEnter(m channel.Member, now time.Time) bool {
 
 // admit makes m a member, unless the table is full or somebody who lives has
 // its address.
-func (t *Table) admit(events []channel.MemberEvent, m channel.Member, now time.Time, proven bool) ([]channel.MemberEvent, Refusal) {
+func (t *Table) admit(events []channel.MemberEvent, m channel.Member, now time.Time, proven, sealed bool) ([]channel.MemberEvent, Refusal) {
 	if id, taken := t.byAddr[m.Addr()]; taken {
 		// A holder that has fallen silent since the newcomer came is its earlier
 		// incarnation. One that has not is somebody else with the same address.
 		holder, c := t.members[id], t.candidates.get(m.ID)
 		switch {
+		case sealed && !holder.sealed:
+			// What has proof wins at once.
 		case c == nil || holder.heard.After(c.first):
 			t.candidates.put(m.ID, candidate{m.Alive, now}) // wait (anew)
 			return events, AddressTaken
@@ -308,14 +360,14 @@ func (t *Table) admit(events []channel.MemberEvent, m channel.Member, now time.T
 	if len(t.members) >= t.cfg.MaxMembers {
 		return events, Full
 	}
-	t.add(m, now, proven)
+	t.add(m, now, proven, sealed)
 	return append(events, channel.MemberEvent{Kind: channel.MemberAdded, Member: m}), ""
 }
 
-func (t *Table) add(m channel.Member, now time.Time, proven bool) {
+func (t *Table) add(m channel.Member, now time.Time, proven, sealed bool) {
 	t.candidates.remove(m.ID)
 	t.departed.remove(m.ID)
-	t.members[m.ID] = &entry{m: m, heard: now, proven: proven}
+	t.members[m.ID] = &entry{m: m, heard: now, proven: proven, sealed: sealed}
 	t.byAddr[m.Addr()] = m.ID
 	if !proven {
 		t.unproven++
@@ -334,17 +386,18 @@ func (t *Table) remove(e *entry) {
 // worth it: a flood of those would push out the others.
 func (t *Table) depart(e *entry, left bool) {
 	if e.proven || left {
-		t.departed.put(e.m.ID, departure{alive: e.m.Alive, left: left})
+		t.departed.put(e.m.ID, departure{alive: e.m.Alive, left: left, sealed: e.sealed})
 	}
 }
 
 // leave takes a farewell.
-func (t *Table) leave(events []channel.MemberEvent, m channel.Member) ([]channel.MemberEvent, Refusal) {
+func (t *Table) leave(events []channel.MemberEvent, m channel.Member, sealed bool) ([]channel.MemberEvent, Refusal) {
 	if e := t.members[m.ID]; e != nil {
 		if m.Alive < e.m.Alive {
 			return events, Stale // that of an earlier leave and return
 		}
 		e.m.Alive = m.Alive
+		e.sealed = e.sealed || sealed
 		t.remove(e)
 		t.depart(e, true)
 		return append(events, channel.MemberEvent{Kind: channel.MemberLeft, Member: m}), ""

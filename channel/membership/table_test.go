@@ -187,6 +187,47 @@ func TestFarewellOfALostMember(t *testing.T) {
 	s.want(s.heard(a, 4500), "(stale)")
 }
 
+// What a member has proved nobody without proof changes, whatever he says.
+func TestSealedMembers(t *testing.T) {
+	s := newScript(t, Config{})
+	sealed := func(m channel.Member, alive int) string {
+		m.Alive = time.Duration(alive) * time.Millisecond
+		return render(s.table.HeardSealed(nil, m, start.Add(s.now)))
+	}
+	a := member(1, 4000)
+	s.want(sealed(a, 1000), "added 1")
+	bye, moved, double := a, a, a
+	bye.Command = channel.ShutdownCommand
+	moved.Port = 4001
+	double.ID[4] = 2
+	for _, m := range []channel.Member{a, bye, moved, double} {
+		s.want(s.heard(m, 5000), "(unauthenticated)")
+	}
+	s.at(500)
+	s.want(sealed(a, 1500), "updated 1")
+	s.want(sealed(a, 1500), "(stale)")
+	for alive := 0; alive < 1400; alive += 100 { // in step: no life of a clock that was set back
+		s.at(500 + alive)
+		s.want(sealed(a, alive), "(stale)")
+	}
+	s.want(sealed(moved, 2900), "updated 1")
+	s.want(sealed(bye, 1400), "(stale)")
+	s.at(3000)
+	s.want(s.heard(double, 1), "added 2") // at the address that a has left
+	s.want(sealed(a, 3400), "(address_taken)")
+	real := a
+	real.ID[4] = 3
+	s.want(sealed(real, 1), "lost 2 replaced, added 3") // what has proof wins
+	s.want(sealed(bye, 3500), "left 1")
+	s.want(sealed(bye, 3500), "(stale)")
+	s.want(s.heard(moved, 9000), "(unauthenticated)")
+	s.want(sealed(moved, 3500), "(stale)")
+	s.want(sealed(moved, 3600), "added 1")
+	if !s.table.Has(a.ID) || s.table.Has(double.ID) {
+		t.Error("Has")
+	}
+}
+
 func TestClockSetBack(t *testing.T) {
 	s := newScript(t, Config{})
 	a := member(1, 4000)
@@ -350,7 +391,7 @@ func TestFullTable(t *testing.T) {
 func TestSeed(t *testing.T) {
 	s := newScript(t, Config{MaxMembers: 3})
 	a, b := member(1, 4000), member(2, 4000)
-	s.table.Seed([]channel.Member{a, b, local, {}, a, member(3, 4000), member(4, 4000)}, start)
+	s.table.Seed([]channel.Member{a, b, local, {}, a, member(3, 4000), member(4, 4000)}, start, nil)
 	if s.table.Len() != 3 {
 		t.Fatalf("%d members", s.table.Len())
 	}

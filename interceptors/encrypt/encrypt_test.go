@@ -676,12 +676,10 @@ func TestCompletions(t *testing.T) {
 func FuzzOpen(f *testing.F) {
 	var layers []dialect
 	var nodes []*node
-	seeds := map[string]bool{}
 	for _, c := range []Config{native1(keyA, keyB), tomcat1(DialectTomcat58, "", keyA, keyB), tomcat1(DialectTomcat56, "AES/CFB/PKCS5Padding", keyA), tomcat1(DialectTomcat55, "", keyA)} {
 		n := newNode(f, 1, c)
-		seed := n.encrypt(f, "a seed", channel.SendNone, n.Local()).Body
-		seeds[string(seed)] = true
-		f.Add(seed)
+		f.Add(n.encrypt(f, "a seed", channel.SendNone, n.Local()).Body)
+		c.ReplayTime = 24 * time.Hour
 		x, err := New(c, channel.Settings{})
 		if err != nil {
 			f.Fatal(err)
@@ -700,7 +698,7 @@ func FuzzOpen(f *testing.F) {
 			if _, known := explain[r]; !known && r != "" {
 				t.Fatalf("unknown reason %q", r)
 			}
-			if r == "" && i < 2 && !seeds[string(b)] {
+			if r == "" && i < 2 && string(m.Body) != "a seed" {
 				t.Fatalf("%x was taken for an authentic message", b)
 			}
 			if len(m.Body) > len(b) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
+	"github.com/longhouse-go/longhouse/channel/secret"
 	"github.com/longhouse-go/longhouse/channel/wire"
 	"github.com/longhouse-go/longhouse/plugins/membership/multicast"
 	"github.com/longhouse-go/longhouse/plugins/membership/static"
@@ -29,27 +30,39 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // kinds are the memberships that must behave alike. make gets the addresses of
 // all nodes.
 var kinds = []struct {
-	name string
-	make func(t *testing.T, s channel.Settings, all []string) channel.Membership
+	name   string
+	static bool
+	secret string
 }{
-	{"multicast", func(t *testing.T, s channel.Settings, _ []string) channel.Membership {
-		m, err := multicast.New(multicast.Default(), s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return m
-	}},
-	{"static", func(t *testing.T, s channel.Settings, all []string) channel.Membership {
+	{name: "multicast"},
+	{name: "static", static: true},
+	{name: "multicast-secret", secret: theSecret},
+	{name: "static-secret", static: true, secret: theSecret},
+}
+
+const theSecret = "the secret of all nodes"
+
+// newMembership makes a membership of that kind.
+func newMembership(t *testing.T, kind int, s channel.Settings, all []string) channel.Membership {
+	t.Helper()
+	var m channel.Membership
+	var err error
+	if k := kinds[kind]; k.static {
 		c := static.Default()
+		c.Secret = secret.New(k.secret)
 		for _, ip := range all {
 			c.Members = append(c.Members, ip+":45565")
 		}
-		m, err := static.New(c, s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return m
-	}},
+		m, err = static.New(c, s)
+	} else {
+		c := multicast.Default()
+		c.Secret = secret.New(k.secret)
+		m, err = multicast.New(c, s)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 // peer is one node: a membership and what it has told.
@@ -143,7 +156,7 @@ func cluster(t *testing.T, nw *channeltest.SimNet, kind int, count int) []*peer 
 	var peers []*peer
 	for _, n := range nw.Nodes(count) {
 		p, s := newPeer(n, netip.AddrPortFrom(n.Addr(), 4000))
-		p.m = kinds[kind].make(t, s, ips)
+		p.m = newMembership(t, kind, s, ips)
 		p.start(t)
 		peers = append(peers, p)
 		time.Sleep(37 * time.Millisecond)
@@ -300,7 +313,7 @@ func TestLeaveAndRestart(t *testing.T) {
 		restart := func() {
 			n := nw.Node("10.0.0.3")
 			p, s := newPeer(n, netip.AddrPortFrom(n.Addr(), 4000))
-			p.m = kinds[kind].make(t, s, []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"})
+			p.m = newMembership(t, kind, s, []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"})
 			p.start(t)
 			peers[2] = p
 		}
@@ -311,7 +324,7 @@ func TestLeaveAndRestart(t *testing.T) {
 			t.Errorf("after a stop: %q", got)
 		}
 		restart()
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(60 * time.Millisecond)
 		if got := peers[0].take(); !slices.Equal(got, []string{"added 10.0.0.3:4000"}) {
 			t.Errorf("after a restart: %q", got)
 		}
@@ -365,7 +378,7 @@ func TestKnownMembersThatAreGoneAreReported(t *testing.T) {
 	eachKind(t, channeltest.SimConfig{}, func(t *testing.T, nw *channeltest.SimNet, kind int) {
 		nodes := nw.Nodes(2)
 		p, s := newPeer(nodes[0], netip.AddrPortFrom(nodes[0].Addr(), 4000))
-		p.m = kinds[kind].make(t, s, []string{"10.0.0.1", "10.0.0.2"})
+		p.m = newMembership(t, kind, s, []string{"10.0.0.1", "10.0.0.2"})
 		gone, _ := newPeer(nodes[1], netip.AddrPortFrom(nodes[1].Addr(), 4000))
 		gone.local.Alive = time.Hour
 		p.start(t, gone.local)
@@ -389,7 +402,7 @@ func sender(t *testing.T, nw *channeltest.SimNet, ip string) func(data []byte, k
 	}
 	return func(data []byte, kind int, to string) {
 		addr := &net.UDPAddr{IP: net.ParseIP("228.0.0.4"), Port: 45564}
-		if kind == 1 {
+		if kinds[kind].static {
 			addr = &net.UDPAddr{IP: net.ParseIP(to), Port: 45565}
 		}
 		if _, err := c.WriteTo(data, addr); err != nil {
@@ -432,6 +445,9 @@ func TestBadHeartbeatsAreCountedAndSilenceNobody(t *testing.T) {
 		time.Sleep(time.Second)
 		send := sender(t, nw, "10.0.0.66")
 		for _, c := range cases {
+			if kinds[kind].secret != "" && (c.reason == "port" || c.reason == "host") {
+				c.reason = "unauthenticated" // first of all
+			}
 			before := peers[0].count("membership_refused_total", "reason", c.reason)
 			total := refusals(peers[0])
 			send(c.data, kind, "10.0.0.1")
@@ -527,7 +543,7 @@ func TestHeartbeatOnTheWire(t *testing.T) {
 			all = append(all, sent{p.Sent.Sub(began), rec})
 		})
 		p, s := newPeer(n, netip.AddrPortFrom(n.Addr(), 4000))
-		p.m = kinds[0].make(t, s, nil)
+		p.m = newMembership(t, 0, s, nil)
 		p.local.Payload, p.local.Alive = "hi", time.Hour
 		p.start(t)
 		time.Sleep(1100 * time.Millisecond)
@@ -598,7 +614,7 @@ func TestSocketIsOpenedAgain(t *testing.T) {
 		for _, n := range nw.Nodes(2) {
 			f := &fragileNet{Net: n}
 			p, s := newPeer(f, netip.AddrPortFrom(n.Addr(), 4000))
-			p.m = kinds[kind].make(t, s, ips)
+			p.m = newMembership(t, kind, s, ips)
 			p.start(t)
 			peers, nets = append(peers, p), append(nets, f)
 			time.Sleep(37 * time.Millisecond)
@@ -631,7 +647,7 @@ func TestDeafSocketIsOpenedAgain(t *testing.T) {
 	channeltest.Run(t, channeltest.SimConfig{}, func(t *testing.T, nw *channeltest.SimNet) {
 		n := &deafNet{Net: nw.Nodes(1)[0]}
 		p, s := newPeer(n, netip.MustParseAddrPort("10.0.0.1:4000"))
-		p.m = kinds[0].make(t, s, nil)
+		p.m = newMembership(t, 0, s, nil)
 		p.start(t)
 		time.Sleep(time.Second)
 		n.mu.Lock()
@@ -695,13 +711,13 @@ func TestLifeCycle(t *testing.T) {
 		n := nw.Nodes(2)
 		p, s := newPeer(n[0], netip.MustParseAddrPort("10.0.0.1:4000"))
 		all := []string{"10.0.0.1", "10.0.0.2"}
-		p.m = kinds[kind].make(t, s, all)
+		p.m = newMembership(t, kind, s, all)
 		p.stop(t)
 		p.stop(t)
 		if err := p.m.Start(t.Context(), p.local, nil, p); err == nil {
 			t.Error("started after stop")
 		}
-		p.m = kinds[kind].make(t, s, all)
+		p.m = newMembership(t, kind, s, all)
 		if err := p.m.Start(t.Context(), channel.Member{}, nil, p); err == nil {
 			t.Error("started without a local member")
 		}
@@ -710,7 +726,7 @@ func TestLifeCycle(t *testing.T) {
 			t.Fatal(err)
 		}
 		other, s2 := newPeer(n[1], netip.MustParseAddrPort("10.0.0.2:4000"))
-		other.m = kinds[kind].make(t, s2, all)
+		other.m = newMembership(t, kind, s2, all)
 		other.start(t)
 		time.Sleep(time.Second)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

@@ -1,6 +1,8 @@
 // Package multicast is the membership that finds other nodes by multicast
 // heartbeats, byte for byte those of Apache Tribes: Longhouse and Tomcat nodes
-// with the same group and port see each other.
+// with the same group and port see each other. With a secret, heartbeats carry a
+// seal behind the record, which Tomcat does not look at, and only sealed ones
+// are believed; see Config.Secret and Config.Unauthenticated.
 //
 // It imports channel and its sub-packages, and must not import core,
 // interceptors, valves, fx, go-plugin or grpc.
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/secret"
 	"github.com/longhouse-go/longhouse/plugins/membership/internal/heartbeat"
 	"github.com/pion/transport/v2"
 )
@@ -36,6 +39,19 @@ type Config struct {
 	Frequency time.Duration `yaml:"frequency"`
 	// DropTime is the silence after which a member counts as lost.
 	DropTime time.Duration `yaml:"drop_time"`
+	// Secret is at least 16 bytes of text that all nodes share. It seals
+	// heartbeats and farewells, and those without a seal are refused.
+	Secret secret.Text `yaml:"secret"`
+	// SecretFile is a file of secrets, one per line, that must not be readable by
+	// everybody: the first one seals, all are valid. It takes the place of Secret.
+	SecretFile string `yaml:"secret_file"`
+	// OldSecrets are valid, too. List the next secret here on all nodes before one
+	// of them uses it, and the last one until none does any more.
+	OldSecrets []secret.Text `yaml:"old_secrets"`
+	// Unauthenticated are the addresses or networks, as 10.0.0.7 or 10.0.0.0/24,
+	// whose nodes may be members without a seal though there is a secret: those
+	// of Tomcat nodes. Anybody can forge their heartbeats.
+	Unauthenticated []string `yaml:"unauthenticated"`
 	// TTL is how far a heartbeat may go: 0 means this machine, 1 the local
 	// network, more that many networks. -1 means what the operating system has
 	// set, which is usually 1.
@@ -72,8 +88,12 @@ func (c *Config) Validate() error {
 	if c.TTL < -1 || c.TTL > 255 {
 		fail("ttl: %d is outside -1..255", c.TTL)
 	}
-	errs = append(errs, heartbeat.CheckTimes(c.Frequency, c.DropTime))
+	errs = append(errs, heartbeat.CheckTimes(c.Frequency, c.DropTime), c.security().Validate())
 	return errors.Join(errs...)
+}
+
+func (c *Config) security() heartbeat.Security {
+	return heartbeat.Security{Secret: c.Secret, File: c.SecretFile, Old: c.OldSecrets, Unauthenticated: c.Unauthenticated}
 }
 
 // New returns a membership that has not started.
@@ -89,6 +109,7 @@ func New(c Config, s channel.Settings) (channel.Membership, error) {
 		Open:        func() (transport.UDPConn, error) { return open(c, group, s.Net) },
 		Targets:     func() []net.Addr { return targets },
 		HearsItself: true,
+		Security:    c.security(),
 	}, s), nil
 }
 

@@ -1,6 +1,7 @@
 // Package static is the membership for networks without multicast: every node
 // sends its heartbeats to a configured list of addresses. The heartbeats are
-// those of the multicast membership, as unicast datagrams.
+// those of the multicast membership, as unicast datagrams, with a seal if there
+// is a secret.
 //
 // Every node must list the others; it may list itself, so that all nodes can
 // share one list. Nodes that are not there, or cannot be resolved, are tried
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/secret"
 	"github.com/longhouse-go/longhouse/plugins/membership/internal/heartbeat"
 	"github.com/pion/transport/v2"
 	"go.uber.org/zap"
@@ -41,6 +43,19 @@ type Config struct {
 	Frequency time.Duration `yaml:"frequency"`
 	// DropTime is the silence after which a member counts as lost.
 	DropTime time.Duration `yaml:"drop_time"`
+	// Secret is at least 16 bytes of text that all nodes share. It seals
+	// heartbeats and farewells, and those without a seal are refused.
+	Secret secret.Text `yaml:"secret"`
+	// SecretFile is a file of secrets, one per line, that must not be readable by
+	// everybody: the first one seals, all are valid. It takes the place of Secret.
+	SecretFile string `yaml:"secret_file"`
+	// OldSecrets are valid, too. List the next secret here on all nodes before one
+	// of them uses it, and the last one until none does any more.
+	OldSecrets []secret.Text `yaml:"old_secrets"`
+	// Unauthenticated are the addresses or networks, as 10.0.0.7 or 10.0.0.0/24,
+	// whose nodes may be members without a seal though there is a secret: those
+	// of Tomcat nodes. Anybody can forge their heartbeats.
+	Unauthenticated []string `yaml:"unauthenticated"`
 }
 
 const (
@@ -86,7 +101,7 @@ func (c *Config) Validate() error {
 		}
 		seen[m] = true
 	}
-	errs = append(errs, heartbeat.CheckTimes(c.Frequency, c.DropTime))
+	errs = append(errs, heartbeat.CheckTimes(c.Frequency, c.DropTime), c.security().Validate())
 	return errors.Join(errs...)
 }
 
@@ -111,6 +126,10 @@ type membership struct {
 	resolver *resolver
 }
 
+func (c *Config) security() heartbeat.Security {
+	return heartbeat.Security{Secret: c.Secret, File: c.SecretFile, Old: c.OldSecrets, Unauthenticated: c.Unauthenticated}
+}
+
 // New returns a membership that has not started.
 func New(c Config, s channel.Settings) (channel.Membership, error) {
 	if err := c.Validate(); err != nil {
@@ -127,6 +146,7 @@ func New(c Config, s channel.Settings) (channel.Membership, error) {
 			DropTime:  c.DropTime,
 			Open:      func() (transport.UDPConn, error) { return channel.ListenUDP(s.Net, listen) },
 			Targets:   r.targets,
+			Security:  c.security(),
 		}, s),
 		resolver: r,
 	}, nil

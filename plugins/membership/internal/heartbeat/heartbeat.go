@@ -36,6 +36,9 @@ type Config struct {
 	// HearsItself says that the node's own heartbeats come back, so that their
 	// absence shows that the socket has become deaf.
 	HearsItself bool
+	// Security, if it has a secret, seals the heartbeats and refuses those
+	// without a seal.
+	Security Security
 }
 
 const (
@@ -46,8 +49,9 @@ const (
 	queued = 256
 	// minFrequency is the shortest time between heartbeats.
 	minFrequency = 10 * time.Millisecond
-	// greetInterval is the least time between heartbeats that greet newcomers.
-	greetInterval = 100 * time.Millisecond
+	// greetInterval is the least time between heartbeats that greet newcomers,
+	// proofInterval between those that ask for proofs or give them.
+	greetInterval, proofInterval = 100 * time.Millisecond, 20 * time.Millisecond
 	// maxSendErrors in a row make the socket be opened again.
 	maxSendErrors = 3
 	// minRetry and maxRetry bound the pause before the socket is opened again.
@@ -77,7 +81,7 @@ type Membership struct {
 	counters counters
 
 	updates chan channel.Member
-	records chan channel.Member
+	records chan heard
 	stop    chan struct{}  // closed by Stop
 	work    sync.WaitGroup // run and receive
 
@@ -87,7 +91,11 @@ type Membership struct {
 	stopped  bool
 	conn     transport.UDPConn // the open socket; nil while there is none
 
+	security error   // what is wrong with the secrets, for Start
+	opener   *opener // of receive
+
 	// run owns these.
+	proofs     *proofs // nil without a secret
 	local      channel.Member
 	epoch      time.Time // when local would have had an alive time of 0
 	lastAlive  time.Duration
@@ -116,7 +124,7 @@ func New(c Config, s channel.Settings) *Membership {
 		cfg:        c,
 		log:        log,
 		updates:    make(chan channel.Member),
-		records:    make(chan channel.Member, queued),
+		records:    make(chan heard, queued),
 		stop:       make(chan struct{}),
 		complaints: complaints{},
 	}
@@ -135,10 +143,32 @@ func New(c Config, s channel.Settings) *Membership {
 	for _, e := range wire.Errors() {
 		m.counters.bad[e.Reason] = s.Metrics.Counter("membership_refused_total", refusedHelp, "reason", e.Reason)
 	}
-	for _, reason := range []string{"empty", "trailing", "other"} {
+	for _, reason := range []string{"empty", "trailing", "other", "forged", "unknown_key", unproven} {
 		m.counters.bad[reason] = s.Metrics.Counter("membership_refused_total", refusedHelp, "reason", reason)
 	}
+	m.security = m.secure(c)
 	return m
+}
+
+// unproven is the reason for which a sealed record of a node that is no member
+// is refused until the node has repeated our nonce.
+const unproven = "unproven"
+
+// secure prepares what a secret needs.
+func (m *Membership) secure(c Config) error {
+	keys, err := c.Security.keys()
+	if err != nil {
+		return err
+	}
+	open, err := c.Security.networks()
+	if err != nil {
+		return err
+	}
+	if m.opener, err = newOpener(keys); err != nil || len(keys) == 0 {
+		return err
+	}
+	m.proofs, err = newProofs(keys, open, c.DropTime)
+	return err
 }
 
 // Start opens the socket, sends the first heartbeat and begins to listen. It
@@ -147,8 +177,11 @@ func (m *Membership) Start(ctx context.Context, local channel.Member, known []ch
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("membership: start: %w", err)
 	}
-	if err := checkLocal(local); err != nil {
+	if err := m.checkLocal(local); err != nil {
 		return err
+	}
+	if m.security != nil {
+		return fmt.Errorf("membership: start: %w", m.security)
 	}
 	m.mu.Lock()
 	again := m.began || m.stopped
@@ -166,7 +199,7 @@ func (m *Membership) Start(ctx context.Context, local channel.Member, known []ch
 	}
 	now := time.Now()
 	table := membership.New(membership.Config{DropTime: m.cfg.DropTime}, local)
-	table.Seed(known, now)
+	table.Seed(known, now, func(o channel.Member) bool { return m.proofs != nil && !m.proofs.mayGoWithout(o.Host) })
 	m.local, m.epoch, m.opened = local, now.Add(-local.Alive), now
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -210,7 +243,11 @@ func (m *Membership) currentConn() transport.UDPConn {
 }
 
 // checkLocal refuses a record that others would refuse.
-func checkLocal(local channel.Member) error {
+func (m *Membership) checkLocal(local channel.Member) error {
+	room := maxDatagram
+	if m.proofs != nil {
+		room -= minSeal + 2*word
+	}
 	switch {
 	case local.ID.IsZero():
 		return errors.New("membership: the local member has no id")
@@ -218,16 +255,16 @@ func checkLocal(local channel.Member) error {
 		return errors.New("membership: the local member has no address that others could reach; set the receiver's address")
 	case local.Port < 1 || local.Port > 65535:
 		return fmt.Errorf("membership: the local member's port %d is outside 1..65535", local.Port)
-	case wire.MemberSize(local) > maxDatagram:
+	case wire.MemberSize(local) > room:
 		return fmt.Errorf("membership: the local member's record has %d bytes, a datagram holds %d: shorten payload or domain: %w",
-			wire.MemberSize(local), maxDatagram, channel.ErrTooLarge)
+			wire.MemberSize(local), room, channel.ErrTooLarge)
 	}
 	return nil
 }
 
 // Update changes the local record and sends it at once.
 func (m *Membership) Update(ctx context.Context, local channel.Member) error {
-	if err := checkLocal(local); err != nil {
+	if err := m.checkLocal(local); err != nil {
 		return err
 	}
 	m.mu.Lock()

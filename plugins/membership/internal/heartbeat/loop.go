@@ -38,6 +38,13 @@ func (m *Membership) run(table *membership.Table, sink channel.MemberSink) {
 	m.beat("")
 	greet := time.NewTimer(never) // a heartbeat for newcomers, who need not wait for the next
 	defer greet.Stop()
+	greeting := time.Time{} // when greet is due, if it is
+	soon := func(interval time.Duration) {
+		if at := m.lastSent.Add(interval); greeting.IsZero() || at.Before(greeting) {
+			greeting = at
+			greet.Reset(time.Until(at))
+		}
+	}
 	var events []channel.MemberEvent
 	for {
 		events = events[:0]
@@ -48,6 +55,7 @@ func (m *Membership) run(table *membership.Table, sink channel.MemberSink) {
 			m.beat("")
 			m.checkHearing()
 		case <-greet.C:
+			greeting = time.Time{}
 			m.beat("")
 		case <-expire.C:
 			events = table.Expire(events, time.Now())
@@ -58,10 +66,12 @@ func (m *Membership) run(table *membership.Table, sink channel.MemberSink) {
 			m.local = local
 			table.SetLocal(local)
 			m.beat("")
-		case rec := <-m.records:
-			events = m.take(events, table, rec)
-			if slices.ContainsFunc(events, isNewcomer) {
-				greet.Reset(time.Until(m.lastSent.Add(greetInterval)))
+		case h := <-m.records:
+			var answer bool
+			if events, answer = m.take(events, table, h); answer {
+				soon(proofInterval)
+			} else if slices.ContainsFunc(events, isNewcomer) {
+				soon(greetInterval)
 			}
 		}
 		for _, ev := range events {
@@ -70,10 +80,31 @@ func (m *Membership) run(table *membership.Table, sink channel.MemberSink) {
 	}
 }
 
-// take gives a record to the table and counts what became of it.
-func (m *Membership) take(events []channel.MemberEvent, table *membership.Table, rec channel.Member) []channel.MemberEvent {
-	now := time.Now()
-	events, refusal := table.Heard(events, rec, now)
+// take gives a record to the table and counts what became of it. answer says
+// that a heartbeat is wanted, to ask for a proof or to give one.
+func (m *Membership) take(events []channel.MemberEvent, table *membership.Table, h heard) (_ []channel.MemberEvent, answer bool) {
+	now, rec := time.Now(), h.rec
+	var refusal membership.Refusal
+	switch p := m.proofs; {
+	case p == nil:
+		events, refusal = table.Heard(events, rec, now)
+	case !h.sealed && !p.mayGoWithout(rec.Host):
+		refusal = membership.Unsealed
+	case !h.sealed:
+		events, refusal = table.Heard(events, rec, now)
+	default:
+		if rec.ID != m.local.ID && hasWord(h.asked, wordOf(m.local.ID)) {
+			p.owe(h.nonce, now)
+			answer = true
+		}
+		if rec.ID != m.local.ID && rec.Command != channel.ShutdownCommand && !table.Has(rec.ID) && !p.fresh(h, now) {
+			p.ask(rec.ID, now)
+			m.counters.bad[unproven].Inc()
+			return events, true
+		}
+		p.settle(rec.ID)
+		events, refusal = table.HeardSealed(events, rec, now)
+	}
 	switch refusal {
 	case "":
 	case membership.Own:
@@ -84,7 +115,7 @@ func (m *Membership) take(events []channel.MemberEvent, table *membership.Table,
 			m.log.Warn(text, zap.Stringer("member", rec), zap.Stringer("id", rec.ID))
 		}
 	}
-	return events
+	return events, answer
 }
 
 func isNewcomer(ev channel.MemberEvent) bool { return ev.Kind == channel.MemberAdded }
@@ -103,6 +134,8 @@ func explain(r membership.Refusal) string {
 		return "the table of members is full; further nodes are ignored"
 	case membership.Deferred:
 		return "many new nodes announce themselves at once; they are taken in when heard again"
+	case membership.Unsealed:
+		return "a heartbeat without the seal of the cluster's secret was ignored: set the same secret on all nodes, and list the addresses of Tomcat nodes under unauthenticated"
 	case membership.BadID, membership.BadHost, membership.BadPort:
 		return "a heartbeat without usable id, address or port was ignored"
 	}
@@ -124,6 +157,9 @@ func (m *Membership) beat(command string) {
 	rec.Alive = max(now.Sub(m.epoch).Truncate(time.Millisecond), m.lastAlive+time.Millisecond)
 	m.lastAlive = rec.Alive
 	m.buf = wire.AppendMember(m.buf[:0], rec)
+	if m.proofs != nil {
+		m.buf = m.proofs.seal(m.buf, now)
+	}
 	targets := m.cfg.Targets()
 	sent := 0
 	_ = conn.SetWriteDeadline(now.Add(writeTimeout)) // a socket that cannot has no full queue either
@@ -239,40 +275,36 @@ func (m *Membership) pause(d time.Duration) bool {
 func (m *Membership) readAll(conn transport.UDPConn, own complaints) (received bool, err error) {
 	buf := make([]byte, maxDatagram+1)
 	for {
-		n, _, err := conn.ReadFrom(buf)
+		n, from, err := conn.ReadFrom(buf)
 		if err != nil {
 			return received, err
 		}
 		received = true
 		m.counters.received.Inc()
-		rec, reason := decode(buf[:n])
+		h, reason := m.opener.open(buf[:n])
 		if reason != "" {
 			m.counters.bad[reason].Inc()
-			if own.due("bad", time.Now()) {
-				m.log.Warn("a datagram that is no heartbeat was ignored; somebody else may use the group's port", zap.String("reason", reason), zap.Int("bytes", n))
+			if text, kind := complaint(reason); own.due(kind, time.Now()) {
+				m.log.Warn(text, zap.String("reason", reason), zap.Int("bytes", n), zap.Stringer("from", from))
 			}
 			continue
 		}
 		select {
-		case m.records <- rec:
+		case m.records <- h:
 		case <-m.stop:
 			return received, channel.ErrClosed
 		}
 	}
 }
 
-// decode reads a datagram that must hold exactly one record. reason says why
-// it does not.
-func decode(b []byte) (rec channel.Member, reason string) {
-	if len(b) == 0 {
-		return rec, "empty"
+// complaint says what an operator should know of a datagram that was refused,
+// and which complaints are logged once for all.
+func complaint(reason string) (text, kind string) {
+	switch reason {
+	case "forged":
+		return "a heartbeat whose seal is wrong was ignored: it was forged or changed on the way", reason
+	case "unknown_key":
+		return "a heartbeat that is sealed with another secret was ignored: set the same secret on all nodes; while it changes, list the other one as an old one", reason
 	}
-	rec, n, err := wire.DecodeMember(b)
-	switch {
-	case err != nil:
-		return rec, wire.Reason(err)
-	case n != len(b):
-		return rec, "trailing"
-	}
-	return rec, ""
+	return "a datagram that is no heartbeat was ignored; somebody else may use the group's port", "bad"
 }
