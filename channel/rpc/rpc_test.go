@@ -443,7 +443,9 @@ func TestDuplicateReplies(t *testing.T) {
 			result <- r
 		}()
 		time.Sleep(time.Second)
+		a.hub.mu.Lock()
 		f := frame{kind: reply, name: []byte("x"), id: a.hub.callID(a.hub.next), body: []byte("again")}
+		a.hub.mu.Unlock()
 		for range 3 {
 			if err := nodes[1].Send(t.Context(), []channel.Member{nodes[0].Local()}, appendFrame(nil, &f), channel.SendSyncAck); err != nil {
 				t.Error(err)
