@@ -51,58 +51,81 @@ func TestTomcatSeedsShareASession(t *testing.T) {
 	}
 }
 
+// Two nodes with a user's BackupManager, as it is but for the addresses: the
+// session of one goes on on the other when the first is killed.
+func TestTomcatBackupManagerSeed(t *testing.T) {
+	g := newGroup(t)
+	file := seed(t, "10-s000-cluster-backupmanager.xml")
+	a, b := g.start("a", "-c", file), g.start("b", "-c", file)
+	awaitMembers(2, a, b)
+	c := newClient(t)
+	c.must(t, "POST", a, "/set?dataName=colour&dataValue=green")
+	a.kill()
+	if i := info(t, c.must(t, "GET", b, "/info")); i.Attributes["colour"] != "green" || i.IsNew {
+		t.Errorf("the other node answers %+v", i)
+	}
+}
+
 // A loop of numbered writes to one node while it is killed: what was
 // acknowledged must be on the other node. Asynchronous sends may lose the last
 // moments; how much is printed.
 func TestNodeKilled(t *testing.T) {
-	for _, send := range []string{"sync", "async"} {
-		t.Run(send, func(t *testing.T) {
-			g := newGroup(t)
-			b := g.start("b", "--set", "cluster.send="+send)
-			lostRuns, lostWrites := 0, 0
-			for range *runs {
-				a := g.start("a", "--set", "cluster.send="+send)
-				awaitMembers(2, a, b)
-				c := newClient(t)
-				acked := int64(0)
-				done := make(chan struct{})
-				go func() {
-					defer close(done)
-					for {
-						code, body, err := c.do("GET", a, "/write")
-						if err != nil || code != http.StatusOK {
-							return
-						}
-						n, err := strconv.ParseInt(strings.TrimSpace(body), 10, 64)
-						if err != nil {
-							return
-						}
-						atomic.StoreInt64(&acked, n)
-					}
-				}()
-				eventually(t, 10*time.Second, "100 writes", func() bool { return atomic.LoadInt64(&acked) > 100 })
-				a.kill()
-				<-done
-				got, err := strconv.ParseInt(strings.TrimSpace(c.must(t, "GET", b, "/read")), 10, 64)
+	for _, manager := range managersUnderTest() {
+		for _, send := range []string{"sync", "async"} {
+			t.Run(manager+"/"+send, func(t *testing.T) { nodeKilled(t, manager, send) })
+		}
+	}
+}
+
+// managersUnderTest are those of the flag -manager.
+func managersUnderTest() []string { return strings.Split(*managers, ",") }
+
+func nodeKilled(t *testing.T, manager, send string) {
+	args := []string{"--set", "cluster.send=" + send, "--set", "cluster.manager.use=" + manager}
+	g := newGroup(t)
+	b := g.start("b", args...)
+	lostRuns, lostWrites := 0, 0
+	for range *runs {
+		a := g.start("a", args...)
+		awaitMembers(2, a, b)
+		c := newClient(t)
+		acked := int64(0)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for {
+				code, body, err := c.do("GET", a, "/write")
+				if err != nil || code != http.StatusOK {
+					return
+				}
+				n, err := strconv.ParseInt(strings.TrimSpace(body), 10, 64)
 				if err != nil {
-					t.Fatal(err)
+					return
 				}
-				if lost := int(acked - got); lost > 0 {
-					lostRuns++
-					lostWrites += lost
-					if send == "sync" {
-						t.Errorf("acknowledged %d, the other node has %d", acked, got)
-					}
-				}
-				eventually(t, 15*time.Second, "the dead node removed", func() bool {
-					var ms []json.RawMessage
-					b.admin("/v1/members", &ms)
-					return len(ms) == 1
-				})
+				atomic.StoreInt64(&acked, n)
 			}
-			t.Logf("%s: %d runs, %d with a loss, %d acknowledged writes lost", send, *runs, lostRuns, lostWrites)
+		}()
+		eventually(t, 10*time.Second, "100 writes", func() bool { return atomic.LoadInt64(&acked) > 100 })
+		a.kill()
+		<-done
+		got, err := strconv.ParseInt(strings.TrimSpace(c.must(t, "GET", b, "/read")), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lost := int(acked - got); lost > 0 {
+			lostRuns++
+			lostWrites += lost
+			if send == "sync" {
+				t.Errorf("acknowledged %d, the other node has %d", acked, got)
+			}
+		}
+		eventually(t, 15*time.Second, "the dead node removed", func() bool {
+			var ms []json.RawMessage
+			b.admin("/v1/members", &ms)
+			return len(ms) == 1
 		})
 	}
+	t.Logf("%s: %d runs, %d with a loss, %d acknowledged writes lost", send, *runs, lostRuns, lostWrites)
 }
 
 // Killing a plugin is an event, not an outage: no request fails, no member is

@@ -49,13 +49,14 @@ func (r *reader) clusterElement(el *element, host string) {
 		"doClusterLog clusterLogName service protocol replicationMode info")
 	a.done()
 
-	oldSend := ""
+	oldSend, mapSend, mapPos := "", "", el.pos
 	channelSeen := false
 	for _, c := range el.children {
 		switch r.child(el, c, "Manager Channel Valve ClusterListener Deployer Membership Receiver Sender Listener") {
 		case "Manager":
 			ma := r.open(c, "Manager")
 			r.clusterManager(ma.class(), c.pos)
+			mapSend, mapPos = ma.get("mapSendOptions"), ma.posOf("mapSendOptions")
 			r.managerAttrs(ma, &cl.Manager, nil)
 		case "Channel":
 			channelSeen = true
@@ -83,6 +84,8 @@ func (r *reader) clusterElement(el *element, host string) {
 		cl.Channel.Interceptors = r.defaultInterceptors(el.pos)
 	}
 	switch {
+	case cl.Manager.Use == backupName:
+		cl.Send = r.mapSendOptions(mapSend, mapPos, written, a.posOf("channelSendOptions"))
 	case written:
 		cl.Send = r.sendOptions(send, a.posOf("channelSendOptions"))
 	case oldSend != "":
@@ -191,13 +194,41 @@ func (r *reader) clusterManager(class string, pos config.Pos) {
 	switch {
 	case class == "DeltaManager" || class == "":
 		r.cfg.Cluster.Manager = config.Component{Use: managerName, Pos: pos}
+	case class == "BackupManager":
+		r.cfg.Cluster.Manager = config.Component{Use: backupName, Pos: pos}
 	default:
 		r.missingManager(class, pos, "the delta manager, which keeps every session on every node, takes its place")
 	}
 }
 
+// mapSendOptions translates the send options of the BackupManager, which does not
+// use those of the cluster.
+func (r *reader) mapSendOptions(text string, pos config.Pos, channel bool, channelPos config.Pos) string {
+	if channel {
+		r.note(channelPos, "channelSendOptions is not used for sessions: the BackupManager has mapSendOptions", "Tomcat sends only session events and applications with it", "")
+	}
+	if text == "" {
+		text = "6"
+	}
+	n, ok := parseSendOptions(text)
+	if !ok {
+		r.fail(pos, fmt.Sprintf("mapSendOptions=%q is neither a number nor a list of names", cut(text)), "write for example 8 (asynchronous) or 6 (a copy has been stored)")
+		return "async"
+	}
+	level, meaning := "async", "a request does not wait"
+	switch {
+	case n&8 != 0:
+	case n&4 != 0:
+		level, meaning = "sync", "a request waits until the copies of its session have its changes"
+	case n&2 != 0:
+		level, meaning = "ack", "a request waits until the nodes with copies of its session have received its changes"
+	}
+	r.note(pos, fmt.Sprintf("mapSendOptions=%s means: %s; here send: %s", cut(text), meaning, level), "", "")
+	return level
+}
+
 func (r *reader) missingManager(class string, pos config.Pos, instead string) {
-	why, fix := whyMissing(class, missingManagers, "use org.apache.catalina.ha.session.DeltaManager", "DeltaManager", "StandardManager")
+	why, fix := whyMissing(class, missingManagers, "use org.apache.catalina.ha.session.DeltaManager", "DeltaManager", "BackupManager", "StandardManager")
 	r.unavailable(pos, "the manager "+cut(class), why+"; with --lenient "+instead, fix)
 }
 
@@ -205,12 +236,35 @@ func (r *reader) expireOnShutdown(pos config.Pos) {
 	r.warn(pos, "expireSessionsOnShutdown=true is not done", "sessions go on on the other nodes when a node stops", "set it to false")
 }
 
-// managerAttrs reads the attributes of any manager; m is the delta manager that
-// it becomes, or nil, and x its context, or nil.
-func (r *reader) managerAttrs(a *attrs, m *config.Component, x *config.Context) {
-	if n, ok := a.number(-1, 1<<20, "stateTransferTimeout"); ok && m != nil {
-		o := map[string]any{"state_transfer_timeout": time.Duration(n) * time.Second}
+// replication reads the attributes that a manager of ours has an option for.
+func (r *reader) replication(a *attrs, m *config.Component) {
+	o := map[string]any{}
+	if m.Use == backupName {
+		if d, ok := a.millis("rpcTimeout"); ok && d > 0 {
+			o["state_transfer_timeout"] = d
+		}
+		if d, ok := a.millis("accessTimeout"); ok && d > 0 {
+			o["stall_timeout"] = d
+		}
+		if a.boolean(false, "terminateOnStartFailure") {
+			o["terminate_on_start_failure"] = true
+		}
+	} else if n, ok := a.number(-1, 1<<20, "stateTransferTimeout"); ok {
+		o["state_transfer_timeout"] = time.Duration(n) * time.Second
+	}
+	if a.boolean(false, "sendClusterDomainOnly", "domainReplication") {
+		o["domain_only"] = true
+	}
+	if len(o) > 0 {
 		*m = config.NewComponent(m.Use, o, m.Pos)
+	}
+}
+
+// managerAttrs reads the attributes of any manager; m is the manager that it
+// becomes, or nil, and x its context, or nil.
+func (r *reader) managerAttrs(a *attrs, m *config.Component, x *config.Context) {
+	if m != nil {
+		r.replication(a, m)
 	}
 	if a.boolean(false, "expireSessionsOnShutdown") {
 		r.expireOnShutdown(a.posOf("expireSessionsOnShutdown"))
@@ -256,6 +310,11 @@ func (r *reader) contextManager(el *element, x *config.Context) {
 	switch class := a.class(); class {
 	case "DeltaManager":
 		x.Manager = &config.Component{Use: managerName, Pos: el.pos}
+	case "BackupManager":
+		x.Manager = &config.Component{Use: backupName, Pos: el.pos}
+		if v := a.get("mapSendOptions"); v != "" {
+			r.note(a.posOf("mapSendOptions"), "mapSendOptions of one context is not used: the send of the cluster holds for all", "", "")
+		}
 	case "StandardManager", "":
 		if class == "StandardManager" || x.Distributable == nil {
 			no := false

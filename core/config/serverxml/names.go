@@ -11,6 +11,7 @@ import (
 // are mapped to.
 const (
 	managerName     = "delta"
+	backupName      = "backup"
 	membershipName  = "multicast"
 	deployerName    = "watch"
 	dispatchName    = "dispatch"
@@ -36,7 +37,6 @@ var (
 		"SimpleCoordinator":           "without it no coordinator is elected",
 	}
 	missingManagers = map[string]string{
-		"BackupManager":                 "it keeps each session on one other node",
 		"PersistentManager":             "it keeps sessions in a file or database",
 		"MemcachedBackupSessionManager": "it keeps sessions in memcached",
 		"RedisSessionManager":           "it keeps sessions in Redis",
