@@ -68,6 +68,8 @@ type Channel struct {
 	dedupe  *dedupe
 	metrics *Metrics
 
+	trySender TrySender // the sender, or nil
+
 	listeners atomic.Pointer[[]*listening]
 	regMu     sync.Mutex // guards changes of listeners
 	watchers  watchers
@@ -148,6 +150,7 @@ func New(cfg Config, s Settings) (*Channel, error) {
 		announcement: cfg.Announcement,
 		warned:       map[UniqueID]struct{}{},
 	}
+	c.trySender, _ = cfg.Sender.(TrySender)
 	m := s.Metrics
 	first := newChain(c, cfg.Stack, nil)
 	c.chain.Store(first)

@@ -55,6 +55,15 @@ func (s *seat) Send(ctx context.Context, m *Message) error {
 	return l.Send(ctx, m)
 }
 
+// TrySend implements TrySender.
+func (s *seat) TrySend(m *Message) bool {
+	l, g := s.enter(true)
+	if g != nil {
+		defer g.leave()
+	}
+	return l.TrySend(m)
+}
+
 // Deliver implements Link.
 func (s *seat) Deliver(ctx context.Context, m *Message) error {
 	l, g := s.enter(false)
@@ -107,6 +116,11 @@ func (l *link) Send(ctx context.Context, m *Message) error {
 	default:
 		return l.c.down(ctx, d, m)
 	}
+}
+
+// TrySend implements TrySender.
+func (l *link) TrySend(m *Message) bool {
+	return l.c.trySender != nil && l.down.Load() == nil && l.c.trySender.TrySend(m)
 }
 
 // Deliver implements Link.

@@ -27,6 +27,17 @@ type Sender interface {
 	Stop(ctx context.Context) error
 }
 
+// TrySender is implemented by senders, and by the Link of a layer, that can
+// send a message without waiting for anything.
+type TrySender interface {
+	// TrySend accepts a message to one member for which nobody waits (no UseAck,
+	// no Done) if that takes no waiting: there is a connection and room in its
+	// window. If it returns true the message is sent, as far as Send promises,
+	// and the caller may reuse it. If it returns false nothing has happened. A
+	// Link also returns false when there are layers below that handle messages.
+	TrySend(m *Message) bool
+}
+
 // Receiver accepts messages of other nodes.
 type Receiver interface {
 	// Listen binds, without accepting yet, and returns the address to be

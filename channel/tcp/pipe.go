@@ -170,7 +170,7 @@ func newPipe(s *Sender, to channel.Member, credit int64) *pipe {
 
 // roundTrip implements outlet.
 func (p *pipe) roundTrip(ctx context.Context, m *channel.Message) error {
-	if !m.Options.Has(channel.UseAck) && p.drop(m) {
+	if !m.Options.Has(channel.UseAck) && p.drop(m, true) {
 		return nil
 	}
 	c := p.s.newCall()
@@ -211,7 +211,7 @@ func (p *pipe) post(ctx context.Context, c *call, m *channel.Message, wait bool)
 
 // drop puts a message that nobody waits for into the buffer of an open
 // connection; false if there is none, or no room.
-func (p *pipe) drop(m *channel.Message) bool {
+func (p *pipe) drop(m *channel.Message, inline bool) bool {
 	rec := p.s.recordOf(m.From)
 	size := wire.FrameSize(m)
 	p.mu.Lock()
@@ -227,7 +227,7 @@ func (p *pipe) drop(m *channel.Message) bool {
 	b.plainBytes += size
 	l := p.link
 	busy := l.writing
-	inline := !busy && l.sparse && p.bytes == size && l.allowed() && p.rare(l)
+	inline = inline && !busy && l.sparse && p.bytes == size && l.allowed() && p.rare(l)
 	if inline {
 		p.reserve(l)
 	}
@@ -386,7 +386,11 @@ func (p *pipe) enqueue(c *call, m *channel.Message, rec []byte) {
 	if !m.Options.Has(channel.UseAck) {
 		b.plain++
 		b.plainBytes += c.size
-		b.told = append(b.told, c)
+		if c.group == nil && p.link != nil { // it stands in the buffer of an open connection
+			c.finish(nil)
+		} else {
+			b.told = append(b.told, c)
+		}
 		return
 	}
 	b.acks++

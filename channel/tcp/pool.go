@@ -96,6 +96,9 @@ func (p *pool) post(ctx context.Context, c *call, m *channel.Message, wait bool)
 	return nil
 }
 
+// drop implements outlet.
+func (p *pool) drop(m *channel.Message, inline bool) bool { return p.ordered.drop(m, inline) }
+
 // enter takes a slot.
 func (p *pool) enter(ctx context.Context, wait bool) error {
 	select {

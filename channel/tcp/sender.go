@@ -98,6 +98,9 @@ type outlet interface {
 	// post accepts m and returns; c is told the end if post returned nil.
 	// With wait it blocks for room, else it returns errFull.
 	post(ctx context.Context, c *call, m *channel.Message, wait bool) error
+	// drop accepts m, which nobody waits for, if that takes no waiting. With
+	// inline the caller may write it, which can take long.
+	drop(m *channel.Message, inline bool) bool
 	// tick is called regularly.
 	tick(now int64)
 	// drain returns when nothing is in flight, or ctx ends.
@@ -228,6 +231,26 @@ func (s *Sender) Send(ctx context.Context, m *channel.Message) error {
 		return nil
 	}
 	return s.sendAll(ctx, m)
+}
+
+// TrySend implements channel.TrySender.
+func (s *Sender) TrySend(m *channel.Message) bool {
+	if len(m.To) != 1 || m.Done != nil || m.Options.Has(channel.UseAck) || wire.FrameSize(m) > s.cfg.MaxFrame {
+		return false
+	}
+	to := &m.To[0]
+	s.mu.RLock()
+	p := s.peers[peerKey{to.ID, to.Addr()}]
+	running := s.started && !s.stopped
+	s.mu.RUnlock()
+	if p == nil || !running || p.payload != to.Payload || wire.MemberSize(m.From) > wire.MaxMember || !m.From.Host.IsValid() {
+		return false
+	}
+	if !p.out.drop(m, false) {
+		return false
+	}
+	s.met.messages.Inc()
+	return true
 }
 
 // sendTo sends m to one member and waits, sending again as often as allowed;

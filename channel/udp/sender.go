@@ -14,6 +14,7 @@ import (
 // sender is a channel.Sender around another one.
 type sender struct {
 	channel.Sender
+	try    channel.TrySender // the same, or nil
 	t      *Transport
 	ctx    context.Context // ends in Stop
 	cancel context.CancelFunc
@@ -30,6 +31,7 @@ type sender struct {
 // group, success means no more than that it has been handed to the network.
 func (t *Transport) Sender(next channel.Sender) channel.Sender {
 	s := &sender{Sender: next, t: t, slots: make(chan struct{}, t.cfg.MaxWaiting)}
+	s.try, _ = next.(channel.TrySender)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -83,6 +85,11 @@ func (s *sender) Send(ctx context.Context, m *channel.Message) error {
 		m.Done.Complete(m, nil)
 	}
 	return err
+}
+
+// TrySend implements channel.TrySender.
+func (s *sender) TrySend(m *channel.Message) bool {
+	return m.Options&(channel.UDP|channel.Multicast) == 0 && s.try != nil && s.try.TrySend(m)
 }
 
 func (s *sender) enter() bool {

@@ -53,11 +53,11 @@ func (b *budget) add(la *lane, size int64) {
 
 // give returns room and hands it on. The caller queues the messages of the
 // waiters and closes ready.
-func (b *budget) give(la *lane, size int64) (granted []*waiter) {
+func (b *budget) give(la *lane, messages int, size int64) (granted []*waiter) {
 	b.bytes -= size
-	b.messages--
+	b.messages -= messages
 	la.bytes -= size
-	la.messages--
+	la.messages -= messages
 	return b.grant()
 }
 

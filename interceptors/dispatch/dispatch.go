@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -76,6 +77,7 @@ type Interceptor struct {
 	mu       sync.Mutex
 	budget   budget
 	lanes    map[channel.UniqueID]*lane
+	busy     atomic.Int64 // their number; one more from Stop on
 	link     channel.Link // set by Start
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -151,6 +153,7 @@ func (d *Interceptor) Stop(ctx context.Context) error {
 		return nil
 	}
 	d.closing = true
+	d.busy.Add(1)
 	if d.budget.messages == 0 {
 		close(d.drained)
 	}
@@ -211,9 +214,31 @@ func (d *Interceptor) HandleSend(ctx context.Context, l channel.Link, m *channel
 		return l.Send(ctx, m)
 	}
 	if len(m.To) == 1 {
+		if d.past(l, m) {
+			return nil
+		}
 		return d.enqueueOne(ctx, m)
 	}
 	return d.enqueueMany(ctx, m)
+}
+
+// past sends m without the queue, if nothing is in it for the destination and
+// the layer below takes the message without waiting.
+func (d *Interceptor) past(l channel.Link, m *channel.Message) bool {
+	below, ok := l.(channel.TrySender)
+	if !ok || m.Done != nil || m.Options.Has(channel.UseAck) || d.busy.Load() > 0 && !d.free(m.To[0].ID) || !below.TrySend(m) {
+		return false
+	}
+	d.queued.Inc()
+	d.sent.Inc()
+	return true
+}
+
+// free reports whether nothing is queued or on its way for a destination.
+func (d *Interceptor) free(id channel.UniqueID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.closing && d.lanes[id] == nil
 }
 
 // enqueueOne is the usual case: one destination, no allocation.
@@ -379,9 +404,9 @@ func (d *Interceptor) wake(granted []*waiter) {
 	}
 }
 
-// giveBack returns room and wakes those who wait for it; d.mu is held.
-func (d *Interceptor) giveBack(la *lane, size int64) {
-	d.wake(d.budget.give(la, size))
+// giveBack returns the room of messages and wakes those who wait for it; d.mu is held.
+func (d *Interceptor) giveBack(la *lane, messages int, size int64) {
+	d.wake(d.budget.give(la, messages, size))
 	d.forgetIdle(la)
 	if d.closing && d.budget.messages == 0 {
 		select {
@@ -419,6 +444,7 @@ func (d *Interceptor) lane(m channel.Member) *lane {
 	if la == nil {
 		la = newLane(d, m.ID)
 		d.lanes[m.ID] = la
+		d.busy.Add(1)
 	}
 	return la
 }
@@ -426,7 +452,10 @@ func (d *Interceptor) lane(m channel.Member) *lane {
 // forgetIdle drops a queue that nobody uses; d.mu is held.
 func (d *Interceptor) forgetIdle(la *lane) {
 	if !la.active && la.messages == 0 && la.waiting == 0 {
-		delete(d.lanes, la.id)
+		if d.lanes[la.id] == la {
+			delete(d.lanes, la.id)
+			d.busy.Add(-1)
+		}
 	}
 }
 

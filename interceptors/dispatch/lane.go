@@ -57,7 +57,7 @@ func (it *item) Complete(_ *channel.Message, err error) {
 	if err != nil && la.doubtful && !errors.Is(err, channel.ErrNegativeAck) {
 		hopeless = la.takeAll()
 	}
-	d.giveBack(la, it.size)
+	d.giveBack(la, 1, it.size)
 	d.mu.Unlock()
 	it.report(err)
 	failAll(hopeless, err)
@@ -104,7 +104,7 @@ func failAll(it *item, err error) {
 			cause = se.Faults[0].Err
 		}
 		it.d.mu.Lock()
-		it.d.giveBack(it.lane, it.size)
+		it.d.giveBack(it.lane, 1, it.size)
 		it.d.mu.Unlock()
 		it.report(channel.Failed(it.to[:], cause))
 		it = next
@@ -164,13 +164,23 @@ func (la *lane) takeAll() *item {
 	return it
 }
 
+// runBatch is how many messages are given back to the budget at once.
+const runBatch = 64
+
 // run sends what is queued, in order, and ends when nothing is left.
 func (la *lane) run() {
 	d := la.d
 	defer d.workers.Done()
+	var sent []*item // whose room has not been given back
 	for {
 		d.mu.Lock()
 		it := la.pop()
+		if it == nil || len(sent) == runBatch {
+			sent = la.finish(sent)
+		}
+		if it == nil {
+			it = la.pop() // of somebody who has waited for the room
+		}
 		if it == nil {
 			d.rest(la)
 			d.forgetIdle(la)
@@ -181,10 +191,53 @@ func (la *lane) run() {
 		d.mu.Unlock()
 		if ctx.Err() != nil {
 			it.Complete(&it.m, channel.Failed(it.to[:], channel.ErrClosed))
-		} else if err := link.Send(ctx, &it.m); err != nil {
+			continue
+		}
+		if it.passes(link) {
+			sent = append(sent, it)
+			continue
+		}
+		if len(sent) > 0 { // the next one may take long
+			d.mu.Lock()
+			sent = la.finish(sent)
+			d.mu.Unlock()
+		}
+		if err := link.Send(ctx, &it.m); err != nil {
 			it.Complete(&it.m, err)
 		}
 	}
+}
+
+// passes sends a message if nobody waits for its result, nor the receiver gives
+// any, and it takes no waiting.
+func (it *item) passes(link channel.Link) bool {
+	below, ok := link.(channel.TrySender)
+	if !ok || it.done != nil || it.group != nil || it.m.Options.Has(channel.UseAck) {
+		return false
+	}
+	it.m.Done = nil
+	if below.TrySend(&it.m) {
+		return true
+	}
+	it.m.Done = it
+	return false
+}
+
+// finish ends messages that were sent, and returns the empty slice; d.mu is held.
+func (la *lane) finish(sent []*item) []*item {
+	if len(sent) == 0 {
+		return sent
+	}
+	d := la.d
+	var bytes int64
+	for i, it := range sent {
+		bytes += it.size
+		it.release()
+		sent[i] = nil
+	}
+	d.sent.Add(int64(len(sent)))
+	d.giveBack(la, len(sent), bytes)
+	return sent[:0]
 }
 
 // group collects the results of a message to several destinations.
