@@ -266,6 +266,10 @@ func TestMetrics(t *testing.T) {
 			channel.Sample{Name: "sessions", Help: "Another help.", Labels: []string{"b", "2", "a", "1"}, Value: 2},
 			channel.Sample{Name: "sessions", Labels: []string{"a", "1", "b", "2"}, Value: 3},
 			channel.Sample{Name: "bytes", Labels: []string{"v", "\xff\"\n"}, Value: 4},
+			channel.Sample{Name: "wait_seconds", Counter: true, Value: 6, Histogram: &channel.HistogramSample{Bounds: []float64{0.1, 1}, Counts: []uint64{1, 2, 3}, Sum: 4.5}},
+			channel.Sample{Name: "wait_seconds", Labels: []string{"a", "few"}, Histogram: &channel.HistogramSample{Bounds: []float64{0.1, 1}, Counts: []uint64{1}}},
+			channel.Sample{Name: "wait_seconds", Labels: []string{"a", "descending"}, Histogram: &channel.HistogramSample{Bounds: []float64{1, 0}, Counts: []uint64{1, 2, 3}}},
+			channel.Sample{Name: "wait_seconds", Labels: []string{"a", "none"}, Value: 1},
 		)
 	}
 	s := mustNew(t, Config{}, src)
@@ -276,12 +280,14 @@ func TestMetrics(t *testing.T) {
 	}
 	for _, want := range []string{"# TYPE longhouse_dispatch_dropped_total counter\nlonghouse_dispatch_dropped_total{reason=\"full\"} 3\n",
 		"# HELP longhouse_sessions Live.\n# TYPE longhouse_sessions gauge\nlonghouse_sessions 1.5\nlonghouse_sessions{a=\"1\",b=\"2\"} 2\n",
+		"# TYPE longhouse_wait_seconds histogram\nlonghouse_wait_seconds_bucket{le=\"0.1\"} 1\nlonghouse_wait_seconds_bucket{le=\"1\"} 3\nlonghouse_wait_seconds_bucket{le=\"+Inf\"} 6\n" +
+			"longhouse_wait_seconds_sum 4.5\nlonghouse_wait_seconds_count 6\n",
 		`longhouse_bytes{v="?\"\n"} 4`, "go_goroutines ", "process_start_time_seconds "} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
-	if got := s.set.Metrics.Counter("admin_bad_samples_total", "").Value(); got != 5 {
+	if got := s.set.Metrics.Counter("admin_bad_samples_total", "").Value(); got != 8 {
 		t.Errorf("%d bad samples counted", got)
 	}
 }

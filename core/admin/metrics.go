@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -50,8 +51,9 @@ func (c collector) Describe(chan<- *prometheus.Desc) {}
 // Collect exports all samples.
 func (c collector) Collect(out chan<- prometheus.Metric) {
 	type family struct {
-		help    string
-		counter bool
+		help      string
+		counter   bool
+		histogram bool
 	}
 	families := map[string]family{}
 	seen := map[string]bool{}
@@ -63,7 +65,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		// One name has one help and one type: those of its first sample.
 		f, known := families[s.Name]
 		if !known {
-			f = family{strings.ToValidUTF8(s.Help, "?"), s.Counter}
+			f = family{strings.ToValidUTF8(s.Help, "?"), s.Counter, s.Histogram != nil}
 			families[s.Name] = f
 		}
 		names, values := make([]string, 0, len(s.Labels)/2), make([]string, 0, len(s.Labels)/2)
@@ -75,7 +77,17 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		if f.counter {
 			kind = prometheus.CounterValue
 		}
-		m, err := prometheus.NewConstMetric(prometheus.NewDesc(prefix+s.Name, f.help, names, nil), kind, s.Value, values...)
+		desc := prometheus.NewDesc(prefix+s.Name, f.help, names, nil)
+		var m prometheus.Metric
+		var err error
+		switch {
+		case f.histogram != (s.Histogram != nil):
+			err = errKind
+		case f.histogram:
+			m, err = histogram(desc, s.Histogram, values)
+		default:
+			m, err = prometheus.NewConstMetric(desc, kind, s.Value, values...)
+		}
 		key := identity(s.Name, names, values)
 		if err != nil || seen[key] {
 			c.bad.Inc()
@@ -84,6 +96,25 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		seen[key] = true
 		out <- m
 	}
+}
+
+var (
+	errKind    = errors.New("admin: a histogram and something else have the same name")
+	errBuckets = errors.New("admin: a histogram has not one bucket more than bounds, or bounds that do not ascend")
+)
+
+// histogram converts a histogram; Prometheus wants cumulative counts.
+func histogram(desc *prometheus.Desc, h *channel.HistogramSample, labels []string) (prometheus.Metric, error) {
+	if len(h.Counts) != len(h.Bounds)+1 || !slices.IsSorted(h.Bounds) {
+		return nil, errBuckets
+	}
+	buckets := make(map[float64]uint64, len(h.Bounds))
+	var n uint64
+	for i, b := range h.Bounds {
+		n += h.Counts[i]
+		buckets[b] = n
+	}
+	return prometheus.NewConstHistogram(desc, n+h.Counts[len(h.Bounds)], h.Sum, buckets, labels...)
 }
 
 // identity is the same for samples of one name and equal labels in any order.
