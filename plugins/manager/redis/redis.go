@@ -17,8 +17,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
+	"github.com/gomodule/redigo/redis"
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/secret"
@@ -30,15 +29,13 @@ import (
 // Config is what a user can set.
 type Config struct {
 	stored.Config `yaml:",inline"`
-	// Addresses are host:port of the server; several are the nodes of a Redis
-	// cluster or, with Master, its sentinels.
+	// Addresses are host:port of the server. Several are those of a primary
+	// and its replicas: the one that is the primary at the time is used.
 	Addresses []string `yaml:"addresses"`
-	// Master is the name of the master that the sentinels watch.
-	Master string `yaml:"master"`
 	// Username and Password log in.
 	Username string      `yaml:"username"`
 	Password secret.Text `yaml:"password"`
-	// Database is the number of the database; a cluster has only 0.
+	// Database is the number of the database.
 	Database int `yaml:"database"`
 	// TLS encrypts the connections; CA is a file with the certificates that
 	// sign the servers' ones, the system's if it is empty.
@@ -66,8 +63,8 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("addresses: %q is not host:port", a))
 		}
 	}
-	if c.Database < 0 || c.Database > 0 && len(c.Addresses) > 1 && c.Master == "" {
-		errs = append(errs, fmt.Errorf("database: %d does not exist in a cluster", c.Database))
+	if c.Database < 0 {
+		errs = append(errs, fmt.Errorf("database: %d is not the number of one", c.Database))
 	}
 	if c.CA != "" && !c.TLS {
 		errs = append(errs, errors.New("ca: given, but tls is false"))
@@ -86,34 +83,90 @@ var Factory = stored.FactoryOf("redis", Default(), func(c *Config) *stored.Confi
 // version, a number that grows) and e (when it expires, in milliseconds since
 // 1970, 0 for never).
 type Store struct {
-	client redis.UniversalClient
+	pool   *redis.Pool
 	prefix string
 }
 
+// idleTime is how long a connection is kept that nobody uses.
+const idleTime = 5 * time.Minute
+
 // NewStore returns a store; it connects when it is used.
 func NewStore(c Config) (*Store, error) {
-	o := &redis.UniversalOptions{
-		Addrs: c.Addresses, MasterName: c.Master, Username: c.Username, Password: c.Password.Reveal(), DB: c.Database,
-		DialTimeout: c.ConnectTimeout, ReadTimeout: c.Timeout, WriteTimeout: c.Timeout, ContextTimeoutEnabled: true,
-		PoolSize: c.Parallel + 2, PoolTimeout: c.Timeout,
-		// What fails is repeated by the manager, which knows when it is in vain.
-		MaxRetries: -1, DisableIdentity: true,
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	options := []redis.DialOption{
+		redis.DialConnectTimeout(c.ConnectTimeout), redis.DialReadTimeout(c.Timeout), redis.DialWriteTimeout(c.Timeout),
+		redis.DialUsername(c.Username), redis.DialPassword(c.Password.Reveal()), redis.DialDatabase(c.Database),
 	}
 	if c.TLS {
-		o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+		t := &tls.Config{MinVersion: tls.VersionTLS12}
 		if c.CA != "" {
 			pem, err := os.ReadFile(c.CA)
 			if err != nil {
 				return nil, fmt.Errorf("redis: ca: %w", err)
 			}
-			o.TLSConfig.RootCAs = x509.NewCertPool()
-			if !o.TLSConfig.RootCAs.AppendCertsFromPEM(pem) {
+			t.RootCAs = x509.NewCertPool()
+			if !t.RootCAs.AppendCertsFromPEM(pem) {
 				return nil, fmt.Errorf("redis: ca: %s has no certificate", c.CA)
 			}
 		}
+		options = append(options, redis.DialUseTLS(true), redis.DialTLSConfig(t))
 	}
-	return &Store{client: redis.NewUniversalClient(o), prefix: c.Prefix}, nil
+	dial := func(ctx context.Context) (redis.Conn, error) {
+		var errs []error
+		for _, a := range c.Addresses {
+			conn, err := redis.DialContext(ctx, "tcp", a, options...)
+			if err == nil && len(c.Addresses) > 1 {
+				err = primary(ctx, conn)
+			}
+			if err == nil {
+				return conn, nil
+			}
+			if conn != nil {
+				_ = conn.Close()
+			}
+			errs = append(errs, fmt.Errorf("%s: %w", a, err))
+		}
+		return nil, errors.Join(errs...)
+	}
+	return &Store{prefix: c.Prefix, pool: &redis.Pool{
+		DialContext: dial, MaxActive: c.Parallel + 2, MaxIdle: c.Parallel + 2, IdleTimeout: idleTime, Wait: true,
+	}}, nil
+}
+
+// primary reports by an error that a server is none.
+func primary(ctx context.Context, conn redis.Conn) error {
+	role, err := redis.Values(redis.DoContext(conn, ctx, "ROLE"))
+	if err != nil {
+		return err
+	}
+	if len(role) > 0 {
+		if r, err := redis.String(role[0], nil); err == nil && r == "master" {
+			return nil
+		}
+	}
+	return errors.New("it is a replica")
+}
+
+// with runs one exchange.
+func (s *Store) with(ctx context.Context, f func(redis.Conn) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	conn, err := s.pool.GetContext(ctx)
+	if err != nil {
+		return fmt.Errorf("redis: %w", err)
+	}
+	err = f(conn)
+	// A server that has become a replica refuses writes: look for the primary.
+	if e := redis.Error(""); errors.As(err, &e) && strings.HasPrefix(string(e), "READONLY") {
+		_, _ = conn.Do("QUIT")
+	}
+	if cerr := conn.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil && !errors.Is(err, core.ErrStoreCorrupt) {
+		err = fmt.Errorf("redis: %w", err)
+	}
+	return err
 }
 
 // name returns the key of a session in Redis. The context's length tells where
@@ -134,40 +187,44 @@ func (s *Store) parse(name string) (key session.Key, ok bool) {
 }
 
 // Load implements core.Store.
-func (s *Store) Load(ctx context.Context, key session.Key) (core.StoreItem, bool, error) {
-	f, err := s.client.HMGet(ctx, s.name(key), "d", "v", "e").Result()
-	if err != nil {
-		return core.StoreItem{}, false, fmt.Errorf("redis: %w", err)
-	}
-	if len(f) != 3 || f[0] == nil && f[1] == nil {
-		return core.StoreItem{}, false, nil
-	}
-	data, ok := f[0].(string)
-	version, ok1 := f[1].(string)
-	text, ok2 := f[2].(string)
-	ms, err := strconv.ParseInt(text, 10, 64)
-	if !ok || !ok1 || !ok2 || err != nil {
-		return core.StoreItem{}, false, fmt.Errorf("%w: redis: the hash has other fields", core.ErrStoreCorrupt)
-	}
-	it := core.StoreItem{Data: []byte(data), Version: core.StoreVersion(version)}
-	if ms != 0 {
-		it.Expires = time.UnixMilli(ms)
-		if !it.Expires.After(time.Now()) {
-			return core.StoreItem{}, false, nil
+func (s *Store) Load(ctx context.Context, key session.Key) (it core.StoreItem, ok bool, err error) {
+	err = s.with(ctx, func(c redis.Conn) error {
+		f, err := redis.ByteSlices(redis.DoContext(c, ctx, "HMGET", s.name(key), "d", "v", "e"))
+		if err != nil || len(f) == 3 && f[0] == nil && f[1] == nil && f[2] == nil {
+			return err
 		}
+		if len(f) != 3 || f[0] == nil || f[1] == nil {
+			return fmt.Errorf("%w: redis: the hash has other fields", core.ErrStoreCorrupt)
+		}
+		ms, err := strconv.ParseInt(string(f[2]), 10, 64)
+		if err != nil {
+			return fmt.Errorf("%w: redis: the expiry is no number", core.ErrStoreCorrupt)
+		}
+		it, ok = core.StoreItem{Data: f[0], Version: core.StoreVersion(f[1])}, true
+		if ms != 0 {
+			it.Expires = time.UnixMilli(ms)
+			ok = it.Expires.After(time.Now())
+		}
+		return nil
+	})
+	if err != nil || !ok {
+		return core.StoreItem{}, false, err
 	}
 	return it, true, nil
 }
 
-// KEYS[1] the key; ARGV: expected version, new version, expiry, record.
-var save = redis.NewScript(`
+// KEYS[1] the key; ARGV: expected version, new version, expiry, record, now. What
+// has expired counts as absent before Redis notices.
+var save = redis.NewScript(1, `
 local v = redis.call('HGET', KEYS[1], 'v') or ''
+local e = tonumber(redis.call('HGET', KEYS[1], 'e') or '0')
+if e ~= 0 and e <= tonumber(ARGV[5]) then v = '' end
 if v ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'v', ARGV[2], 'e', ARGV[3], 'd', ARGV[4])
 if ARGV[3] == '0' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIREAT', KEYS[1], ARGV[3]) end
 return 1`)
 
-var touch = redis.NewScript(`
+var touch = redis.NewScript(1, `
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], 'e', ARGV[1])
 if ARGV[1] == '0' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIREAT', KEYS[1], ARGV[1]) end
@@ -181,10 +238,14 @@ func (s *Store) Save(ctx context.Context, key session.Key, item core.StoreItem, 
 		next = max(next, n+1)
 	}
 	version := strconv.FormatUint(next, 10)
-	done, err := save.Run(ctx, s.client, []string{s.name(key)}, string(prev), version, millis(item.Expires), item.Data).Int()
+	done := 0
+	err := s.with(ctx, func(c redis.Conn) (err error) {
+		done, err = redis.Int(save.DoContext(ctx, c, s.name(key), string(prev), version, millis(item.Expires), item.Data, time.Now().UnixMilli()))
+		return err
+	})
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("redis: %w", err)
+		return "", err
 	case done == 0:
 		return "", core.ErrStoreConflict
 	}
@@ -201,18 +262,18 @@ func millis(t time.Time) int64 {
 
 // Touch implements core.Store.
 func (s *Store) Touch(ctx context.Context, key session.Key, expires time.Time) error {
-	if err := touch.Run(ctx, s.client, []string{s.name(key)}, millis(expires)).Err(); err != nil {
-		return fmt.Errorf("redis: %w", err)
-	}
-	return nil
+	return s.with(ctx, func(c redis.Conn) error {
+		_, err := touch.DoContext(ctx, c, s.name(key), millis(expires))
+		return err
+	})
 }
 
 // Delete implements core.Store.
 func (s *Store) Delete(ctx context.Context, key session.Key) error {
-	if err := s.client.Del(ctx, s.name(key)).Err(); err != nil {
-		return fmt.Errorf("redis: %w", err)
-	}
-	return nil
+	return s.with(ctx, func(c redis.Conn) error {
+		_, err := redis.DoContext(c, ctx, "DEL", s.name(key))
+		return err
+	})
 }
 
 // scanCount is how many keys Redis looks at in one step of a list.
@@ -223,34 +284,33 @@ var glob = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, 
 
 // List implements core.Store.
 func (s *Store) List(ctx context.Context, limit int, each func(session.Key)) error {
-	scan := func(ctx context.Context, c redis.UniversalClient) error {
-		it := c.Scan(ctx, 0, glob.Replace(s.prefix)+"*", scanCount).Iterator()
-		for limit > 0 && it.Next(ctx) {
-			if key, ok := s.parse(it.Val()); ok {
-				limit--
-				each(key)
+	seen := map[session.Key]bool{} // Redis may tell one twice
+	return s.with(ctx, func(c redis.Conn) error {
+		for cursor := "0"; limit > 0; {
+			part, err := redis.Values(redis.DoContext(c, ctx, "SCAN", cursor, "MATCH", glob.Replace(s.prefix)+"*", "COUNT", scanCount))
+			if err != nil {
+				return err
+			}
+			var names []string
+			if _, err := redis.Scan(part, &cursor, &names); err != nil {
+				return err
+			}
+			for _, n := range names {
+				if key, ok := s.parse(n); ok && !seen[key] && limit > 0 {
+					seen[key] = true
+					limit--
+					each(key)
+				}
+			}
+			if cursor == "0" {
+				break
 			}
 		}
-		return it.Err()
-	}
-	var err error
-	if c, ok := s.client.(*redis.ClusterClient); ok {
-		turn := make(chan struct{}, 1) // masters are asked at the same time
-		err = c.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
-			turn <- struct{}{}
-			defer func() { <-turn }()
-			return scan(ctx, node)
-		})
-	} else {
-		err = scan(ctx, s.client)
-	}
-	if err != nil {
-		return fmt.Errorf("redis: %w", err)
-	}
-	return nil
+		return nil
+	})
 }
 
 // Close implements core.Store.
-func (s *Store) Close() error { return s.client.Close() }
+func (s *Store) Close() error { return s.pool.Close() }
 
 var _ core.Store = (*Store)(nil)
