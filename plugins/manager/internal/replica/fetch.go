@@ -74,6 +74,12 @@ func (m *Manager) taken(key session.Key, r *session.Record) *session.Record {
 // search asks the members that may have a session for it. complete says that it
 // has been found, or that nobody has it.
 func (m *Manager) search(ctx context.Context, key session.Key, ready bool) (complete bool, err error) {
+	limit := m.cfg.FetchTimeout
+	if ready {
+		limit = min(limit, m.cfg.FaultGrace)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	g := m.group.Load()
 	if !m.placed() {
 		complete, err = m.fetch(ctx, g.members, key, ready)
@@ -112,12 +118,6 @@ func (m *Manager) search(ctx context.Context, key session.Key, ready bool) (comp
 // that a member has it, or that all have answered and one of them, or this node,
 // has complete state.
 func (m *Manager) fetch(ctx context.Context, to []channel.Member, key session.Key, ready bool) (complete bool, err error) {
-	limit := m.cfg.FetchTimeout
-	if ready {
-		limit = min(limit, m.cfg.FaultGrace)
-	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	f := &fetch{answers: make(chan bool, len(to))}
 	id := rand.Uint64()
 	m.mu.Lock()

@@ -29,7 +29,9 @@ type sim struct {
 	full  bool                                 // every Send fails because a queue is full
 	drop  func(from, to int, body []byte) bool // loses a message, and the sender never knows
 	sent  map[kind]int
-	wg    sync.WaitGroup
+	// frozen nodes take messages and do nothing with them until they go on.
+	frozen map[int]chan struct{}
+	wg     sync.WaitGroup
 }
 
 var errCut = errors.New("link is cut")
@@ -55,7 +57,7 @@ type shipment struct {
 }
 
 func newSim(t *testing.T) *sim {
-	return &sim{t: t, cfg: testConfig(), delay: time.Millisecond, sent: map[kind]int{}, cut: func(int, int) bool { return false }}
+	return &sim{t: t, cfg: testConfig(), delay: time.Millisecond, sent: map[kind]int{}, frozen: map[int]chan struct{}{}, cut: func(int, int) bool { return false }}
 }
 
 func testConfig() Config {
@@ -153,6 +155,30 @@ func (s *sim) stop() {
 	s.wg.Wait()
 }
 
+// freeze stops a node, as far as others can tell: what it is sent waits, and what
+// it sends waits too.
+func (s *sim) freeze(i int, on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.frozen[i]; c != nil {
+		close(c)
+		delete(s.frozen, i)
+	}
+	if on {
+		s.frozen[i] = make(chan struct{})
+	}
+}
+
+// await waits until a node is not frozen.
+func (s *sim) await(i int) {
+	s.mu.Lock()
+	c := s.frozen[i]
+	s.mu.Unlock()
+	if c != nil {
+		<-c
+	}
+}
+
 // link returns the queue to another node.
 func (n *node) link(to *node) chan shipment {
 	s := n.sim
@@ -167,6 +193,8 @@ func (n *node) link(to *node) chan shipment {
 				if s.delay > 0 {
 					time.Sleep(s.delay)
 				}
+				s.await(n.index)
+				s.await(to.index)
 				s.mu.Lock()
 				m, cut := to.m, s.cut(n.index, to.index)
 				s.mu.Unlock()
