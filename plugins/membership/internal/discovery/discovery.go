@@ -34,6 +34,7 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/secret"
 	"github.com/longhouse-go/longhouse/plugins/membership/internal/heartbeat"
 	"github.com/pion/transport/v2"
 	"go.uber.org/zap"
@@ -80,6 +81,22 @@ type Options struct {
 	// look-ups name them and their receiver can be connected to. Their TCP port
 	// must be that of this node.
 	Tomcat bool `yaml:"tomcat"`
+	// Secret is at least 16 bytes of text that all nodes share. It seals
+	// heartbeats and farewells, and those without a seal are refused.
+	Secret secret.Text `yaml:"secret"`
+	// SecretFile is a file of secrets, one per line, that must not be readable by
+	// everybody: the first one seals, all are valid. It takes the place of Secret.
+	SecretFile string `yaml:"secret_file"`
+	// OldSecrets are valid, too. List the next secret here on all nodes before one
+	// of them uses it, and the last one until none does any more.
+	OldSecrets []secret.Text `yaml:"old_secrets"`
+	// Unauthenticated are the addresses or networks, as 10.0.0.7 or 10.0.0.0/24,
+	// whose nodes may be members without a seal though there is a secret.
+	Unauthenticated []string `yaml:"unauthenticated"`
+}
+
+func (o *Options) security() heartbeat.Security {
+	return heartbeat.Security{Secret: o.Secret, File: o.SecretFile, Old: o.OldSecrets, Unauthenticated: o.Unauthenticated}
 }
 
 // DefaultOptions returns the defaults.
@@ -122,7 +139,7 @@ func (o *Options) Validate() error {
 	if o.RetryTime < 0 || o.RetryTime > 24*time.Hour {
 		fail("retry_time: %v is outside 0..24h", o.RetryTime)
 	}
-	errs = append(errs, heartbeat.CheckTimes(o.Frequency, o.DropTime))
+	errs = append(errs, heartbeat.CheckTimes(o.Frequency, o.DropTime), o.security().Validate())
 	return errors.Join(errs...)
 }
 
@@ -235,7 +252,8 @@ func New(o Options, p Provider, s channel.Settings) (*Membership, error) {
 			}
 			return &noting{UDPConn: conn, sources: m.sources}, nil
 		},
-		Targets: func() []net.Addr { return *m.targets.Load() },
+		Targets:  func() []net.Addr { return *m.targets.Load() },
+		Security: o.security(),
 	}, s)
 	return m, nil
 }
@@ -334,7 +352,7 @@ func (m *Membership) run(b *book, g *guests, own netip.AddrPort, known []channel
 	var events []channel.MemberEvent
 	for {
 		events = events[:0]
-		now := time.Now()
+		var now time.Time
 		select {
 		case <-m.quit:
 			return
@@ -451,15 +469,17 @@ func (m *Membership) dial(addr netip.AddrPort) {
 	}
 }
 
-// search runs the provider, again and again.
+// search runs the provider, again and again. The pauses grow until it has worked
+// for a while.
 func (m *Membership) search() {
-	pause, silent := minPause, false
+	pause := minPause
+	failed, well := false, false // what the log has been told since it has
 	found := func(peers []Peer) {
 		m.counters.answers.Inc()
-		if silent {
+		if failed && !well {
 			m.log.Info("the look-up of members works again", zap.Int("addresses", len(peers)))
+			well = true
 		}
-		pause, silent = minPause, false
 		filled := make([]Peer, len(peers))
 		for i, p := range peers {
 			if p.Addr.Port() == 0 {
@@ -473,16 +493,20 @@ func (m *Membership) search() {
 		}
 	}
 	for {
+		begin := time.Now()
 		err := m.provider.Run(m.ctx, found)
 		if m.ctx.Err() != nil {
 			return
 		}
+		if time.Since(begin) >= maxPause {
+			pause, failed, well = minPause, false, false
+		}
 		if err != nil {
 			m.counters.failed.Inc()
-			if !silent {
+			if !failed {
 				m.log.Warn("the look-up of members failed; what is known stands, and it is tried again", zap.Error(err))
 			}
-			silent = true
+			failed = true
 		}
 		if !channel.Pause(m.ctx, jitter(pause)) {
 			return

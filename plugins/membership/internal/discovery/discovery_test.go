@@ -13,6 +13,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
+	"github.com/longhouse-go/longhouse/channel/secret"
 	"github.com/longhouse-go/longhouse/plugins/membership/internal/discovery"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
@@ -351,6 +352,29 @@ func TestTomcatNodes(t *testing.T) {
 	})
 }
 
+// With a secret only those who know it are members.
+func TestSecret(t *testing.T) {
+	channeltest.Run(t, channeltest.SimConfig{}, func(t *testing.T, nw *channeltest.SimNet) {
+		o := &oracle{}
+		o.set(nil, "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
+		with := func(text string) func(o *discovery.Options) {
+			return func(o *discovery.Options) { o.Secret = secret.New(text) }
+		}
+		a := start(t, nw, "10.0.0.1", o, with("the secret of this cluster"))
+		b := start(t, nw, "10.0.0.2", o, with("the secret of this cluster"))
+		c := start(t, nw, "10.0.0.3", o, with("the secret of another one"))
+		d := start(t, nw, "10.0.0.4", o, nil)
+		time.Sleep(10 * time.Second)
+		if a.sees() != "10.0.0.2" || b.sees() != "10.0.0.1" || c.sees() != "" {
+			t.Errorf("%q, %q, %q", a.sees(), b.sees(), c.sees())
+		}
+		if a.count("membership_refused_total", "reason", "unauthenticated") == 0 || a.count("membership_refused_total", "reason", "unknown_key") == 0 {
+			t.Error("what was refused is not counted")
+		}
+		stop(t, a, b, c, d)
+	})
+}
+
 func TestStopAndStart(t *testing.T) {
 	channeltest.Run(t, channeltest.SimConfig{}, func(t *testing.T, nw *channeltest.SimNet) {
 		m, err := discovery.New(discovery.DefaultOptions(), &oracle{}, channel.Settings{Net: nw.Node("10.0.0.1")})
@@ -385,6 +409,8 @@ func TestValidation(t *testing.T) {
 		{func(o *discovery.Options) { o.MaxAddresses = 0 }, "max_addresses: "},
 		{func(o *discovery.Options) { o.MaxAddresses = 4097 }, "max_addresses: "},
 		{func(o *discovery.Options) { o.RetryTime = -1 }, "retry_time: "},
+		{func(o *discovery.Options) { o.Secret = secret.New("short") }, "secret: "},
+		{func(o *discovery.Options) { o.Unauthenticated = []string{"x"} }, "unauthenticated[0]: "},
 		{func(o *discovery.Options) { o.Frequency = 0 }, "frequency: "},
 		{func(o *discovery.Options) { o.DropTime = 0 }, "drop_time: "},
 	} {
