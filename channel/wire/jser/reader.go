@@ -571,3 +571,14 @@ func (r *reader) object(depth int) (Value, int) {
 	}
 	return r.close(i, v, cost)
 }
+
+// IsMapMessage reports whether b begins as the stream of a [MapMessage] does.
+// It costs much less than [Decode].
+func IsMapMessage(b []byte) bool { return begins(b, mapMessageClass) }
+
+// begins reports whether b is the stream of an object of that class.
+func begins(b []byte, class string) bool {
+	const n = len(magic) + 2
+	return len(b) > n+2+len(class) && b[n-2] == tcObject && b[n-1] == tcClassDesc && int(be16(b[n:])) == len(class) &&
+		string(b[n+2:n+2+len(class)]) == class
+}
