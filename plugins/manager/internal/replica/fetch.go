@@ -40,11 +40,14 @@ func (m *Manager) Load(ctx context.Context, key session.Key) (*session.Record, e
 	case known && !behind, !known && !m.placed() && ready && !behind:
 		return m.taken(key, r), nil
 	}
+	m.loading.Store(key, struct{}{})
 	complete, err := m.search(ctx, key, ready)
 	if err != nil {
+		m.loading.Delete(key)
 		return nil, err
 	}
 	r, found := m.store.load(key, time.Now().UnixMilli())
+	m.loading.Delete(key)
 	switch {
 	case found || complete || known:
 		return m.taken(key, r), nil
@@ -123,9 +126,7 @@ func (m *Manager) fetch(ctx context.Context, to []channel.Member, key session.Ke
 	m.mu.Lock()
 	m.fetches[id] = f
 	m.mu.Unlock()
-	m.loading.Store(key, struct{}{})
 	defer func() {
-		m.loading.Delete(key)
 		m.mu.Lock()
 		delete(m.fetches, id)
 		m.mu.Unlock()

@@ -147,7 +147,7 @@ func (m *Manager) collect(ctx context.Context) (asked int, err error) {
 		some, all, unknown := m.sources()
 		if len(some) > 0 && !m.placed() {
 			m.setState("receiving sessions from " + names(some))
-			m.askSome(ctx, some, t)
+			m.askSome(ctx, t)
 			if len(t.todo) == 0 {
 				return len(t.used), nil
 			}
@@ -216,29 +216,56 @@ func (m *Manager) sources() (some, all []channel.Member, unknown int) {
 	return some, all, unknown
 }
 
-// askSome divides the shards among members with complete state.
-func (m *Manager) askSome(ctx context.Context, members []channel.Member, t *transfer) {
-	var wg sync.WaitGroup
-	for _, member := range members {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				s, ok := t.take()
-				if !ok {
-					return
-				}
-				_, err := m.exchange(ctx, member, s.from, s.to, true)
-				if err != nil {
-					t.putBack(s, fmt.Errorf("%s: %w", member, err))
-					m.tellNext(ctx, member, err)
-					return
-				}
-				t.mu.Lock()
-				t.used[nodeOf(member)] = true
-				t.mu.Unlock()
+// askSome divides the shards among members with complete state; those that turn
+// out to have it meanwhile help.
+func (m *Manager) askSome(ctx context.Context, t *transfer) {
+	ended := make(chan struct{})
+	asked := map[channel.UniqueID]bool{}
+	for active := 0; ; {
+		m.mu.Lock()
+		changed := m.changed
+		m.mu.Unlock()
+		some, _, _ := m.sources()
+		for _, member := range some {
+			if !asked[member.ID] {
+				asked[member.ID] = true
+				active++
+				m.wg.Go(func() {
+					m.askOne(ctx, member, t)
+					ended <- struct{}{}
+				})
 			}
-		})
+		}
+		if active == 0 {
+			return
+		}
+		select {
+		case <-ended:
+			if active--; active == 0 {
+				return
+			}
+		case <-changed:
+		}
 	}
-	wg.Wait()
+}
+
+// askOne asks a member for one part after the other.
+func (m *Manager) askOne(ctx context.Context, member channel.Member, t *transfer) {
+	for ctx.Err() == nil {
+		s, ok := t.take()
+		if !ok {
+			return
+		}
+		_, err := m.exchange(ctx, member, s.from, s.to, true)
+		if err != nil {
+			t.putBack(s, fmt.Errorf("%s: %w", member, err))
+			m.tellNext(ctx, member, err)
+			return
+		}
+		t.mu.Lock()
+		t.used[nodeOf(member)] = true
+		t.mu.Unlock()
+	}
 }
 
 // askAll asks all members for everything; each goes on where it stopped.

@@ -60,6 +60,8 @@ const (
 	// flagStrict: refuse the changes of sessions that the receiver does not have
 	// as a whole; somebody waits for a copy.
 	flagStrict
+	// flagSpread: the changes go to all nodes that their placements list.
+	flagSpread
 	// flagTake: the sender is going to use the session.
 	flagTake
 )

@@ -329,7 +329,7 @@ func (m *Manager) gotDrop(from channel.Member, b []byte) error {
 		switch p := sh.replicas[k]; {
 		case p == nil || p.place == nil:
 			gone[node] = append(gone[node], k)
-		case p.held || p.place.owner.node == g.self:
+		case m.inUse(k, p) || p.place.owner.node == g.self:
 			w.tell(node, k, p)
 		case p.Digest() != digest:
 			if g.has(node) { // it may lack something
@@ -349,6 +349,12 @@ func (m *Manager) gotDrop(from channel.Member, b []byte) error {
 		_ = m.enqueue(func() { m.yield(node, w, yield) })
 	}
 	return nil
+}
+
+// inUse reports whether the host uses a session, or is just about to.
+func (m *Manager) inUse(k session.Key, p *replica) bool {
+	_, loading := m.loading.Load(k)
+	return p.held || loading
 }
 
 // drop forgets a session and notes who is to be told. The shard is locked.
@@ -371,7 +377,11 @@ type yielded struct {
 
 // yield gives an owner what it may lack, and forgets the sessions after that.
 func (m *Manager) yield(node uint64, w *work, list []yielded) {
-	if faults := m.deliver(m.ctx, w.parcels(), core.Synced); len(faults) > 0 {
+	ps := w.parcels()
+	if _, ok := w.g.reach(node); !ok {
+		return
+	}
+	if faults := m.deliver(m.ctx, ps, core.Synced); len(faults) > 0 {
 		m.note(faults)
 		return
 	}
@@ -379,7 +389,7 @@ func (m *Manager) yield(node uint64, w *work, list []yielded) {
 	for _, y := range list {
 		sh := m.store.shard(y.key)
 		sh.mu.Lock()
-		if p := sh.replicas[y.key]; p != nil && p.place != nil && !p.held && p.place.owner.node == node && p.Digest() == y.digest {
+		if p := sh.replicas[y.key]; p != nil && p.place != nil && !m.inUse(y.key, p) && p.place.owner.node == node && p.Digest() == y.digest {
 			m.drop(sh, y.key, p, node, gone)
 		}
 		sh.mu.Unlock()

@@ -134,9 +134,9 @@ func (m *Manager) own(p *replica, o owner, self uint64) {
 
 // commitPlaced is Commit if sessions have a place.
 func (m *Manager) commitPlaced(ctx context.Context, host core.ManagerHost, batch []byte, level core.Level) error {
-	var flags byte
+	flags := flagSpread
 	if level == core.Synced {
-		flags = flagStrict
+		flags |= flagStrict
 	}
 	w := m.newWork(flags)
 	d := decoders.Get().(*session.Decoder)
@@ -328,7 +328,7 @@ func (m *Manager) applyPlaced(b []byte, from channel.Member, flags byte) (*work,
 	it.b, it.err = b, nil
 	sender := nodeOf(from)
 	for it.next() {
-		m.applyOne(w, it.d.Record(), it.d.Raw(), &it.place, sender)
+		m.applyOne(w, it.d.Record(), it.d.Raw(), &it.place, sender, flags&flagSpread != 0)
 	}
 	err := it.err
 	it.b = nil
@@ -356,8 +356,9 @@ func (m *Manager) applyPlaced(b []byte, from channel.Member, flags byte) (*work,
 	return w, nil
 }
 
-// applyOne merges one item of another member.
-func (m *Manager) applyOne(w *work, r *session.Record, raw []byte, in *place, from uint64) {
+// applyOne merges one item of another member; spread says that all nodes that it
+// lists get it too.
+func (m *Manager) applyOne(w *work, r *session.Record, raw []byte, in *place, from uint64, spread bool) {
 	digest := r.Key.Digest()
 	sh := &m.store.shards[shardOf(digest)]
 	sh.mu.Lock()
@@ -370,7 +371,7 @@ func (m *Manager) applyOne(w *work, r *session.Record, raw []byte, in *place, fr
 		if e.report {
 			w.report = append(w.report, raw...)
 		}
-		if !over { // news: others may not know
+		if !over && old != nil { // news: others may not know
 			w.end(slices.DeleteFunc(where, func(h holder) bool { return h.node == from || in.has(h.node) }), raw)
 		}
 		if e.cascade != nil {
@@ -393,7 +394,7 @@ func (m *Manager) applyOne(w *work, r *session.Record, raw []byte, in *place, fr
 	var pass []uint64
 	var before uint64
 	if old != nil && old.place != nil {
-		pass = w.pass(old.place, in, from)
+		pass = w.pass(old.place, in, from, spread)
 		if len(pass) > 0 {
 			before = old.Digest()
 		}
@@ -417,8 +418,8 @@ func (m *Manager) applyOne(w *work, r *session.Record, raw []byte, in *place, fr
 		w.ask = append(w.ask, r.Key)
 	}
 	m.mergePlace(w, r.Key, p, in, from)
-	if len(pass) > 0 {
-		w.tell(from, r.Key, p)
+	if len(pass) > 0 && spread {
+		w.tell(from, r.Key, p) // who did not know them
 	}
 	if len(pass) > 0 && p.Digest() != before {
 		for _, node := range pass {
@@ -428,10 +429,10 @@ func (m *Manager) applyOne(w *work, r *session.Record, raw []byte, in *place, fr
 }
 
 // pass returns the nodes that a change has to be passed on to: those that have
-// the session, if the sender does not know that.
-func (w *work) pass(pl, in *place, from uint64) (nodes []uint64) {
+// the session and do not get it from the sender.
+func (w *work) pass(pl, in *place, from uint64, spread bool) (nodes []uint64) {
 	for _, h := range pl.where {
-		if h.node != from && !in.has(h.node) {
+		if h.node != from && !(spread && in.has(h.node)) {
 			if _, ok := w.g.reach(h.node); ok {
 				nodes = append(nodes, h.node)
 			}
