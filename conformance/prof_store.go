@@ -216,7 +216,7 @@ func checkStoreRace(t *T) {
 func checkStoreExpiry(t *T) {
 	p := t.place()
 	k, past, touched := p.key(), p.key(), p.key()
-	at := time.Now().Add(t.Timeouts.Quiet * 5)
+	at := time.Now().Add(t.Timeouts.Quiet * 5).Truncate(time.Millisecond)
 	p.save(k, "short", at, "")
 	p.save(touched, "kept", at, "")
 	p.save(past, "over", time.Now().Add(-time.Minute), "")

@@ -338,14 +338,15 @@ func parseToken(v core.StoreVersion) (name string, cas, version uint64, ok bool)
 }
 
 // ttl is the time to live as memcached counts it: seconds, or since 1970 when
-// they are more than 30 days; 0 for never.
+// they are more than 30 days; 0 for never. It is a second longer than needed,
+// because memcached's clock ticks once in a second.
 func ttl(expires, now time.Time) int32 {
 	if expires.IsZero() {
 		return 0
 	}
-	s := int64((expires.Sub(now) + time.Second - 1) / time.Second)
+	s := int64((expires.Sub(now)+time.Second-1)/time.Second) + 1
 	if s > 30*24*3600 {
-		s = expires.Unix() + 1
+		s = expires.Unix() + 2
 	}
 	// What has expired already is told by the expiry in the item, and by
 	// memcached a second later.
