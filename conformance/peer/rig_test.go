@@ -3,6 +3,7 @@ package peer_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -31,7 +32,11 @@ import (
 
 // patience bounds every wait for something that must come: a machine may be
 // slow, and a JVM slower.
-const patience = 60 * time.Second
+var patience = 60 * time.Second
+
+func init() {
+	flag.DurationVar(&patience, "patience", patience, "how long to wait for what must come")
+}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -57,7 +62,7 @@ var program = sync.OnceValues(func() (*peer.Program, error) {
 	if programDir, err = os.MkdirTemp("", "peer-"); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	return peer.Build(ctx, tools, programDir)
 })
@@ -292,7 +297,7 @@ func layers(t *testing.T, s channel.Settings, c nodeConfig) []channel.Layer {
 		name, options, _ := strings.Cut(line, " ")
 		f, err := known.Get(name)
 		if err != nil {
-			t.Skip(err)
+			t.Fatal(err)
 		}
 		i, err := f.New(func(into any) error {
 			if options == "" {

@@ -19,6 +19,8 @@ type pair struct {
 	// ordered: messages of one sender arrive in the order they were sent,
 	// whatever the options.
 	ordered bool
+	// options are added to those of all messages.
+	options channel.Options
 	sizes   []int
 }
 
@@ -51,14 +53,17 @@ func pairs(version string) []pair {
 		{name: "fragment", ours: []string{"dispatch", "fragment {max_size: 1000}", ourDetector}, theirs: []string{"dispatch", "fragment:max=700", "detector"}},
 		{name: "fragment-default", ours: []string{"dispatch", "fragment", ourDetector}, theirs: []string{"dispatch", "fragment", "detector"},
 			sizes: []int{0, defaultPieces - 1, defaultPieces, defaultPieces + 1, 3*defaultPieces + 7}},
-		{name: "order", ordered: true, ours: []string{"dispatch", "order", ourDetector}, theirs: []string{"dispatch", "order", "detector"}},
-		{name: "twophase", ours: []string{"dispatch", "twophase", ourDetector}, theirs: []string{"dispatch", "twophase", "detector"}},
+		{name: "order", ordered: true, ours: []string{"dispatch", "order", ourDetector}, theirs: []string{"order", "dispatch", "detector"}},
+		{name: "twophase", ours: []string{"twophase {option_flag: 0}", "dispatch", ourDetector}, theirs: []string{"twophase", "dispatch", "detector"}},
+		{name: "twophase-marked", options: channel.TwoPhase, ours: []string{"twophase", "dispatch", ourDetector},
+			theirs: []string{fmt.Sprintf("twophase:flag=%d", channel.TwoPhase), "dispatch", "detector"}},
 		// Order stands below what changes bodies: above, Tribes spoils all but
-		// the first copy of a message.
+		// the first copy of a message. It stands above Tribes' dispatch, which
+		// keeps no order.
 		{name: "gzip-fragment-order", ordered: true,
 			ours:   []string{"dispatch", "gzip", "fragment {max_size: 1000}", "order", ourDetector},
-			theirs: []string{"dispatch", "gzip", "fragment:max=1000", "order", "detector"}},
-		{name: "twophase-gzip", ours: []string{"dispatch", "twophase", "gzip", ourDetector}, theirs: []string{"dispatch", "twophase", "gzip", "detector"}},
+			theirs: []string{"gzip", "fragment:max=1000", "order", "dispatch", "detector"}},
+		{name: "twophase-gzip", ours: []string{"twophase {option_flag: 0}", "dispatch", "gzip", ourDetector}, theirs: []string{"twophase", "dispatch", "gzip", "detector"}},
 	}
 	for _, e := range []struct{ name, algorithm, key string }{
 		{"default", "", key128},
@@ -78,8 +83,8 @@ func pairs(version string) []pair {
 				pair{name: "fragment-encrypt", ours: []string{"dispatch", "fragment {max_size: 1000}", ours, ourDetector},
 					theirs: []string{"dispatch", "fragment:max=1000", theirs, "detector"}},
 				pair{name: "everything", ordered: true,
-					ours:   []string{"throughput", "dispatch", "twophase", "gzip", "fragment {max_size: 1000}", ours, "order", ourDetector},
-					theirs: []string{"throughput", "dispatch", "twophase", "gzip", "fragment:max=1000", theirs, "order", "detector"}})
+					ours:   []string{"throughput", "twophase {option_flag: 0}", "dispatch", "gzip", "fragment {max_size: 1000}", ours, "order", ourDetector},
+					theirs: []string{"throughput", "twophase", "gzip", "fragment:max=1000", theirs, "order", "dispatch", "detector"}})
 		}
 	}
 	for i := range all {
@@ -103,13 +108,14 @@ func testStack(t *testing.T, j *peer.JVM, p pair) {
 		if p.ordered && o.name == "none" {
 			continue // a lost or late message is a gap that order waits for
 		}
+		o.options |= p.options
 		exchangeSizes(t, a, b, o, 40, p.sizes)
 		if t.Failed() {
 			t.Fatalf("with %s", o.name)
 		}
 	}
 	// One message to both of the others, from each.
-	for _, o := range []channel.Options{channel.SendSyncAck, channel.SendAsync} {
+	for _, o := range []channel.Options{channel.SendSyncAck | p.options, channel.SendAsync | p.options} {
 		ours, theirs := fmt.Sprintf("ours to all with %d: %0900d", o, 7), fmt.Sprintf("theirs to all with %d: %0900d", o, 7)
 		if err := a.Send(within(t), a.View().Members, []byte(ours), o); err != nil {
 			t.Fatal(err)
@@ -272,6 +278,44 @@ func testPing(t *testing.T, j *peer.JVM) {
 	for _, e := range b.Events("message") {
 		if v, ok := e.Value().(peer.Bytes); ok && len(v) == 64 {
 			t.Errorf("our ping came up to the application of the Tribes node: %x", v)
+		}
+	}
+}
+
+// A message that does not reach everybody is delivered by nobody, whoever
+// sends it.
+func testAbort(t *testing.T, j *peer.JVM) {
+	g := newGroup(t, j)
+	stack := func(c *nodeConfig) { c.stack = []string{"twophase {option_flag: 0}"} }
+	a := g.longhouse(stack)
+	b := g.tribes(func(c *peer.Config) { c.Stack = []string{"twophase"}; c.DropTime = patience })
+	dead := g.longhouse(func(c *nodeConfig) {
+		stack(c)
+		c.membership = func(channel.Settings) (channel.Membership, error) {
+			return &beacon{group: fmt.Sprintf("%s:%d", g.address, g.port)}, nil
+		}
+	})
+	a.sees(b.ID(), dead.id())
+	seen(t, b, a.id(), dead.id())
+	all := a.View().Members
+	dead.stop() // it says no goodbye
+	for _, o := range []channel.Options{channel.SendAck, channel.SendSyncAck} {
+		if err := a.Send(within(t), all, []byte("ours to a dead member"), o); err == nil {
+			t.Errorf("%v: our message to a dead member was sent", o)
+		}
+		if err := b.Send(within(t), peer.Send{Value: peer.Bytes("theirs to a dead member"), Options: uint32(o)}); err == nil {
+			t.Errorf("%v: their message to a dead member was sent", o)
+		}
+	}
+	exchangeSizes(t, a, b, optionCase{"sync-ack", channel.SendSyncAck}, 5, nil)
+	for _, body := range a.got.Bodies() {
+		if body == "theirs to a dead member" {
+			t.Error("we delivered a message that was not confirmed")
+		}
+	}
+	for _, e := range b.Events("message") {
+		if v, ok := e.Value().(peer.Bytes); ok && string(v) == "ours to a dead member" {
+			t.Error("the Tribes node delivered a message that was not confirmed")
 		}
 	}
 }
