@@ -1,4 +1,4 @@
-.PHONY: run test test-peers lint bench fuzz
+.PHONY: run test test-peers lint bench bench-peers fuzz
 
 # A three-node cluster on this machine; the page's address is printed.
 run:
@@ -21,6 +21,11 @@ lint:
 bench:
 	go test -run '^$$' -bench . -benchmem ./...
 	go run ./.ci/bench
+
+# Messages between nodes beside Apache Tribes and plain TCP, with the ratios. Needs Java and the jars of Tomcat, as test-peers;
+# BENCH="-runs 1 -only acks" chooses.
+bench-peers:
+	go run ./.ci/bench-peers $(BENCH)
 
 fuzz:
 	.ci/fuzz 30s

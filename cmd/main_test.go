@@ -28,7 +28,7 @@ var (
 // The test binary is also the program under test: nodes are started by running
 // it with a sub-command, and nodes start their plugins by running themselves.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && slices.Contains([]string{"run", "demo", "plugin"}, os.Args[1]) {
+	if len(os.Args) > 1 && slices.Contains([]string{"run", "demo", "plugin", "bench"}, os.Args[1]) {
 		Main()
 		return
 	}

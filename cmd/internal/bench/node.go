@@ -13,7 +13,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/rpc"
 	"github.com/longhouse-go/longhouse/channel/tcp"
+	"github.com/longhouse-go/longhouse/channel/udp"
 )
 
 // Node says how the Longhouse node of an agent is made.
@@ -29,6 +31,7 @@ type longhouse struct {
 	members members
 	box     inbox
 	echoes  echoes
+	rpc     *rpc.RPC
 }
 
 // members is a membership that is told who is there.
@@ -75,13 +78,23 @@ func ServeNode(in io.Reader, out io.Writer, n Node) error {
 	l := &longhouse{}
 	receiver := tcp.DefaultReceiverConfig()
 	receiver.Port = 0
+	datagrams := udp.DefaultConfig()
+	datagrams.Port, datagrams.AutoBind = 20000, 20000
+	packets := udp.New(datagrams, s)
 	l.ch, err = channel.New(channel.Config{
 		Announcement: channel.Announcement{Name: "bench", Pipelined: true},
 		Stack:        stack,
-		Sender:       tcp.NewSender(tcp.DefaultSenderConfig(), s),
-		Receiver:     tcp.NewReceiver(receiver, s),
+		Sender:       packets.Sender(tcp.NewSender(tcp.DefaultSenderConfig(), s)),
+		Receiver:     packets.Receiver(tcp.NewReceiver(receiver, s)),
 		Membership:   &l.members,
 	}, s)
+	if err != nil {
+		return err
+	}
+	l.rpc, err = rpc.New(l.ch, "bench", func(_ context.Context, _ channel.Member, body rpc.Body) (rpc.Body, error) {
+		l.box.add()
+		return body, nil
+	}, rpc.DefaultConfig(), s)
 	if err != nil {
 		return err
 	}
@@ -155,7 +168,7 @@ const replyTimeout = 10 * time.Second
 func (l *longhouse) sender(option string, size int) (func() error, func(), error) {
 	options := map[string]channel.Options{
 		"none": channel.SendNone, "async": channel.SendAsync, "ack": channel.SendAck, "sync-ack": channel.SendSyncAck,
-		"udp": channel.SendNone | channel.UDP, "echo": channel.SendNone,
+		"udp": channel.SendNone | channel.UDP, "echo": channel.SendNone, "rpc": 0,
 	}
 	o, ok := options[option]
 	if !ok {
@@ -163,6 +176,12 @@ func (l *longhouse) sender(option string, size int) (func() error, func(), error
 	}
 	ctx := context.Background()
 	to, body := l.members.all, make([]byte, size)
+	if option == "rpc" {
+		return func() error {
+			_, err := l.rpc.Call(ctx, to[:1], rpc.Bytes(body), rpc.First, 0)
+			return err
+		}, func() {}, nil
+	}
 	send := func() error { return l.ch.Send(ctx, to, body, o) }
 	if option != "echo" {
 		return send, func() {}, nil
