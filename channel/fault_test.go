@@ -212,6 +212,50 @@ func TestPanicsStayInTheLayer(t *testing.T) { // IC-23
 	})
 }
 
+// faulty is a layer that panics in every handler.
+type faulty string
+
+func (n faulty) Descriptor() channel.Descriptor { return channel.Descriptor{Name: string(n)} }
+func (n faulty) HandleSend(context.Context, channel.Link, *channel.Message) error {
+	panic([]int{}[len(n)]) // as a bug does
+}
+func (n faulty) HandleReceive(context.Context, channel.Link, *channel.Message) error {
+	var m map[string]int
+	m["x"] = len(n)
+	return nil
+}
+func (n faulty) HandleMember(context.Context, channel.Link, channel.MemberEvent) error {
+	panic(fmt.Errorf("no member %s", string(n)))
+}
+
+// The error and the counter of a panic name the layer, and what it was doing.
+func TestPanicsNameTheLayer(t *testing.T) { // IC-23
+	synctest.Test(t, func(t *testing.T) {
+		metrics := channel.NewMetrics()
+		e := channeltest.EmbedWith(t, channeltest.EmbedConfig{
+			Layers:   []channel.Interceptor{queue(), faulty("acme/faulty"), gzip()},
+			Settings: channel.Settings{Metrics: metrics},
+		})
+		sent, received := e.Send(t.Context(), peers, []byte("x"), channel.SendAck), e.ReceiveBody(peers[0], channel.SendSyncAck, "x")
+		for what, err := range map[string]error{"acme/faulty: send: ": sent, "acme/faulty: receive: ": received} {
+			if !errors.Is(err, channel.ErrPanic) || !strings.Contains(err.Error(), what) {
+				t.Errorf("got %v, want %q", err, what)
+			}
+		}
+		e.Observe(channel.MemberAdded, peers[0])
+		synctest.Wait()
+		for _, s := range metrics.Samples() {
+			want := 0.0
+			if s.Name == "channel_layer_panics_total" && s.Labels[1] == "acme/faulty" {
+				want = 3
+			}
+			if s.Name == "channel_layer_panics_total" && s.Value != want {
+				t.Errorf("%v panics of %s are counted, want %v", s.Value, s.Labels[1], want)
+			}
+		}
+	})
+}
+
 func TestErrorsFromBelowReachTheCaller(t *testing.T) {
 	e := channeltest.Embed(t, queue(), detector())
 	want := &channel.SendError{Faults: []channel.Fault{{Member: peers[1], Err: channel.ErrAckTimeout}}}

@@ -136,6 +136,11 @@ func New(c Config, s channel.Settings) (*Interceptor, error) {
 		wake:      make(chan struct{}, 1),
 		outbox:    make(chan out, maxOutbox),
 	}
+	panics := m.Counter("coordinator_watcher_panics_total", "Panics of functions that watch the coordinator.")
+	x.watchers.panicked = func(p any) {
+		panics.Inc()
+		x.log.Error("a function that watches the coordinator panicked", zap.Any("panic", p), zap.Stack("stack"))
+	}
 	for _, r := range refusals() {
 		x.refused[r] = m.Counter("coordinator_refused_total", "Election messages that were refused.", "reason", r)
 	}
@@ -438,6 +443,8 @@ type watchers struct {
 	list  []*watcher
 	state State
 	told  int // how many states there were
+
+	panicked func(any) // constant
 }
 
 type watcher struct {
@@ -498,6 +505,16 @@ func (w *watchers) next() (x *watcher, s State) {
 	return nil, State{}
 }
 
+// call calls f; a panic there must not end the node.
+func (w *watchers) call(f func(State), s State) {
+	defer func() {
+		if p := recover(); p != nil {
+			w.panicked(p)
+		}
+	}()
+	f(s)
+}
+
 func (w *watchers) run(ctx context.Context) {
 	w.mu.Lock()
 	wake := w.wake
@@ -508,7 +525,7 @@ func (w *watchers) run(ctx context.Context) {
 			if x == nil {
 				break
 			}
-			x.f(s)
+			w.call(x.f, s)
 		}
 		select {
 		case <-wake:

@@ -320,6 +320,11 @@ func TestAlone(t *testing.T) {
 		}
 		count := len(told)
 		cancel()
+		x.Watch(func(State) { panic("boom") })
+		synctest.Wait()
+		if v := (&node{metrics: s.Metrics}).value("coordinator_watcher_panics_total"); v != 1 {
+			t.Errorf("%v panics of watchers counted", v)
+		}
 		e.Observe(channel.MemberAdded, channeltest.Member(1))
 		synctest.Wait()
 		if len(told) != count {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,7 +48,29 @@ func (n *node) bodies() []string { return n.Top.Bodies() }
 type group struct {
 	t     testing.TB
 	nodes []*node
-	lose  func(from, to int, m *channel.Message) bool
+
+	mu   sync.Mutex // held for calling lose, and for the nodes' dead
+	lose func(from, to int, m *channel.Message) bool
+}
+
+// lost reports whether a message gets lost.
+func (g *group) lost(from, to int, m *channel.Message) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.nodes[from].dead || to < 0 || g.nodes[to].dead || g.lose != nil && g.lose(from, to, m)
+}
+
+func (g *group) dead(i int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.nodes[i].dead = true
+}
+
+// change sets what gets lost from now on.
+func (g *group) change(lose func(from, to int, m *channel.Message) bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.lose = lose
 }
 
 func newGroup(t testing.TB, n int, change func(i int, c *Config)) *group {
@@ -84,7 +107,7 @@ func (g *group) route(ctx context.Context, from int, m *channel.Message) error {
 	var faults []channel.Fault
 	for _, to := range m.To {
 		j := slices.IndexFunc(g.nodes, func(n *node) bool { return n.m.ID == to.ID })
-		if g.nodes[from].dead || j < 0 || g.nodes[j].dead || g.lose != nil && g.lose(from, j, m) {
+		if g.lost(from, j, m) {
 			faults = append(faults, channel.Fault{Member: to, Err: channel.ErrDisconnected})
 			continue
 		}
@@ -102,7 +125,7 @@ func (g *group) route(ctx context.Context, from int, m *channel.Message) error {
 
 // kill lets a node die, and the others notice.
 func (g *group) kill(i int) {
-	g.nodes[i].dead = true
+	g.dead(i)
 	for j, n := range g.nodes {
 		if j != i {
 			n.Observe(channel.MemberLost, g.nodes[i].m)
@@ -235,7 +258,7 @@ func TestAllDeliver(t *testing.T) {
 // A member that does not get the message: nobody delivers it.
 func TestFirstPhaseFails(t *testing.T) {
 	run(t, 4, nil, func(t *testing.T, g *group) {
-		g.lose = func(_, to int, m *channel.Message) bool { return to == 2 && string(m.Body) == "x" }
+		g.change(func(_, to int, m *channel.Message) bool { return to == 2 && string(m.Body) == "x" })
 		for range 2 {
 			err := g.nodes[0].Send(t.Context(), g.members(0), []byte("x"), flagged)
 			var se *channel.SendError
@@ -265,7 +288,7 @@ func TestCoordinatorDies(t *testing.T) {
 	for _, reached := range []int{0, 1, 2} {
 		t.Run(fmt.Sprint(reached), func(t *testing.T) {
 			run(t, 4, nil, func(t *testing.T, g *group) {
-				g.lose = func(_, to int, m *channel.Message) bool {
+				g.change(func(_, to int, m *channel.Message) bool {
 					if !isConfirm(m) {
 						return false
 					}
@@ -274,7 +297,7 @@ func TestCoordinatorDies(t *testing.T) {
 						return true
 					}
 					return false
-				}
+				})
 				_ = g.nodes[0].Send(t.Context(), g.members(0), []byte("x"), flagged)
 				g.kill(0)
 				time.Sleep(30 * time.Second) // less than the time it would be held
@@ -291,7 +314,7 @@ func TestCoordinatorDies(t *testing.T) {
 // A confirmation that comes after a node has said that it knows of none.
 func TestConfirmationAfterTheVerdict(t *testing.T) {
 	run(t, 3, nil, func(t *testing.T, g *group) {
-		g.lose = func(_, to int, m *channel.Message) bool { return isConfirm(m) }
+		g.change(func(_, to int, m *channel.Message) bool { return isConfirm(m) })
 		_ = g.nodes[0].Send(t.Context(), g.members(0), []byte("x"), flagged)
 		id := g.nodes[0].Bottom.Messages()[0].ID
 		g.kill(0)
@@ -325,13 +348,13 @@ func TestLostConfirmation(t *testing.T) {
 				synctest.Wait()
 			}
 			lost := 0
-			g.lose = func(_, to int, m *channel.Message) bool {
+			g.change(func(_, to int, m *channel.Message) bool {
 				if isConfirm(m) && to == 2 && lost == 0 {
 					lost++
 					return true
 				}
 				return false
-			}
+			})
 			err := g.nodes[0].Send(t.Context(), g.members(0), []byte("x"), flagged)
 			var se *channel.SendError
 			if !errors.As(err, &se) || len(se.Faults) != 1 || !se.Faults[0].Member.Is(g.nodes[2].m) {
@@ -483,7 +506,7 @@ func TestUniformity(t *testing.T) {
 		k := rapid.IntRange(0, 1<<20).Draw(rt, "seed")
 		synctest.Test(t, func(t *testing.T) {
 			g := newGroup(t, n, nil)
-			g.lose = func(from, to int, m *channel.Message) bool {
+			g.change(func(from, to int, m *channel.Message) bool {
 				switch {
 				case isTalk(m.Body):
 					k = (k*1103515245 + 12345) & 0x7fffffff
@@ -492,10 +515,10 @@ func TestUniformity(t *testing.T) {
 					return missP2[to] == 0
 				}
 				return missP1[to] == 0
-			}
+			})
 			err := g.nodes[0].Send(t.Context(), g.members(0), []byte("x"), channel.SendNone|channel.TwoPhase)
 			if dies {
-				g.nodes[0].dead = true
+				g.dead(0)
 				for i := range n - 1 {
 					go func() {
 						time.Sleep(time.Duration(noticed[i+1]) * time.Millisecond)
