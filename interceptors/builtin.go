@@ -13,6 +13,7 @@ import (
 	"github.com/longhouse-go/longhouse/interceptors/ping"
 	"github.com/longhouse-go/longhouse/interceptors/staticmember"
 	"github.com/longhouse-go/longhouse/interceptors/throughput"
+	"github.com/longhouse-go/longhouse/interceptors/totalorder"
 	"github.com/longhouse-go/longhouse/interceptors/twophase"
 	"github.com/longhouse-go/longhouse/interceptors/zstd"
 )
@@ -25,6 +26,7 @@ func Builtin() []channel.Factory[channel.Interceptor] {
 		coordinator.Factory,
 		twophase.Factory,
 		domain.Factory,
+		totalorder.Factory,
 		dispatch.Factory,
 		gzip.Factory,
 		zstd.Factory,

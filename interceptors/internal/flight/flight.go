@@ -112,6 +112,15 @@ func (f *Flight) Send(ctx context.Context, l channel.Link, p *Part) error {
 	return err
 }
 
+// Begin notes that a part is on another way than down: whoever has it calls its
+// Complete once. The flight must be parallel.
+func (f *Flight) Begin(*Part) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pending++
+	f.accepted++
+}
+
 // fail notes what a part failed for; f.mu is held.
 func (f *Flight) fail(p *Part, err error) {
 	f.tainted = f.tainted || errors.Is(err, channel.ErrPanic)
