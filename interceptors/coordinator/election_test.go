@@ -85,11 +85,12 @@ func (g *group) dispatch(from int, outs []out) {
 	}
 }
 
-// pass lets time go on.
+// pass lets time go on, from one moment at which something happens to the next.
 func (g *group) pass(d time.Duration) {
-	for end := g.now.Add(d); g.now.Before(end); g.now = g.now.Add(20 * time.Millisecond) {
+	for end := g.now.Add(d); g.now.Before(end); {
 		mail := g.mail
 		g.mail = nil
+		next := end
 		for _, l := range mail {
 			if l.at.After(g.now) {
 				g.mail = append(g.mail, l)
@@ -108,6 +109,22 @@ func (g *group) pass(d time.Duration) {
 				g.dispatch(i, e.tick(g.now))
 			}
 		}
+		for i := range 20 {
+			if e := g.nodes[i]; e != nil {
+				if at := e.due(); !at.IsZero() && at.Before(next) {
+					next = at
+				}
+			}
+		}
+		for _, l := range g.mail {
+			if l.at.Before(next) {
+				next = l.at
+			}
+		}
+		if least := g.now.Add(time.Millisecond); next.Before(least) {
+			next = least
+		}
+		g.now = next
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -370,9 +371,9 @@ func must[T any](v T, err error) T {
 func TestHeartbeatsBeside(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e, _ := embed(t, list(2, 1, true))
-		up := true
+		var down atomic.Bool
 		e.OnSend(func(_ context.Context, m *channel.Message) error {
-			if up {
+			if !down.Load() {
 				return nil
 			}
 			return channel.Failed(m.To, channel.ErrDisconnected)
@@ -390,10 +391,10 @@ func TestHeartbeatsBeside(t *testing.T) {
 		step("heartbeats", 1, func() { e.Observe(channel.MemberAdded, m) })
 		step("silent, but answers", 1, func() { e.Observe(channel.MemberLost, m) })
 		step("heartbeats again", 1, func() { e.Observe(channel.MemberAdded, m) })
-		up = false
+		down.Store(true)
 		step("suspected, but heartbeats", 1, func() { e.Observe(channel.MemberSuspected, m) })
 		step("gone", 0, func() { e.Observe(channel.MemberLost, m) })
-		up = true
+		down.Store(false)
 		step("after a while", 1, func() { time.Sleep(time.Minute) })
 		step("left", 0, func() { e.Observe(channel.MemberLeft, m) })
 		// Another node has the address now: it, not the list, is believed.
