@@ -1,6 +1,7 @@
 package failuredetector
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"strings"
@@ -8,8 +9,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
+	"github.com/longhouse-go/longhouse/channel/tcp"
 )
 
 func checkNew(c *Config) { c.CheckNew = true }
@@ -217,4 +221,66 @@ func TestEncryptionBelowIsRefused(t *testing.T) {
 	if _, err := channel.NewStack(channel.Layer{Interceptor: encrypt}, channel.Layer{Interceptor: d}); err != nil {
 		t.Errorf("encryption above: %v", err)
 	}
+}
+
+// byHand is a membership that the test speaks for.
+type byHand struct{ sink channel.MemberSink }
+
+func (b *byHand) Start(_ context.Context, _ channel.Member, _ []channel.Member, sink channel.MemberSink) error {
+	b.sink = sink
+	return nil
+}
+func (*byHand) Update(context.Context, channel.Member) error { return nil }
+func (*byHand) Stop(context.Context) error                   { return nil }
+
+// The receiver of a member stops, and its heartbeats go on: a send fails, and
+// the member is dropped.
+func TestSendFailureDropsMember(t *testing.T) {
+	run(t, nil, func(t *testing.T, nw *channeltest.SimNet, _ *fixture, p *peer) {
+		node := nw.Node("10.0.0.3")
+		s := channel.Settings{Net: node, Logger: zap.NewNop()}
+		d, err := New(Defaults, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stack, err := channel.NewStack(channel.Layer{Interceptor: d})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rc := tcp.DefaultReceiverConfig()
+		rc.Address = node.IP()
+		hand := new(byHand)
+		ch, err := channel.New(channel.Config{Stack: stack, Membership: hand, Sender: tcp.NewSender(tcp.DefaultSenderConfig(), s), Receiver: tcp.NewReceiver(rc, s)}, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ch.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		hand.sink.Observe(channel.MemberEvent{Kind: channel.MemberAdded, Member: p.Member})
+		settle()
+		to := ch.View().Members
+		if len(to) != 1 {
+			t.Fatalf("the view is %v", to)
+		}
+		if err := ch.Send(t.Context(), to, []byte("x"), channel.SendAck); err != nil {
+			t.Fatal(err)
+		}
+		p.stop(t)
+		time.Sleep(time.Minute)
+		if !ch.View().Has(p.Member) {
+			t.Fatal("dropped without a reason")
+		}
+		if err := ch.Send(t.Context(), to, []byte("x"), channel.SendAck); err == nil {
+			t.Error("a send to a member without a receiver succeeded")
+		}
+		for start := time.Now(); ch.View().Has(p.Member); time.Sleep(100 * time.Millisecond) {
+			if time.Since(start) > 30*time.Second {
+				t.Fatal("the member was not dropped")
+			}
+		}
+		if err := ch.Stop(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
 }
