@@ -25,6 +25,10 @@ import (
 	"github.com/longhouse-go/longhouse/plugins/manager/memcached"
 	"github.com/longhouse-go/longhouse/plugins/manager/persistent"
 	"github.com/longhouse-go/longhouse/plugins/manager/redis"
+	"github.com/longhouse-go/longhouse/plugins/membership/dns"
+	"github.com/longhouse-go/longhouse/plugins/membership/file"
+	"github.com/longhouse-go/longhouse/plugins/membership/gossip"
+	"github.com/longhouse-go/longhouse/plugins/membership/kubernetes"
 	"github.com/longhouse-go/longhouse/plugins/membership/multicast"
 	"github.com/longhouse-go/longhouse/plugins/membership/static"
 	"github.com/longhouse-go/longhouse/valves"
@@ -94,8 +98,10 @@ func assemble(opts []Option) *assembly {
 		interceptors: append(interceptors.Builtin(), channeltest.Chaos()...),
 		valves:       valves.Builtin(),
 		managers:     []core.ManagerFactory{delta.Factory, backup.Factory, persistent.Factory, memcached.Factory, redis.Factory},
-		memberships:  []core.MembershipFactory{multicast.Factory, static.Factory},
-		deployers:    []core.DeployerFactory{watch.Factory},
+		memberships: []core.MembershipFactory{
+			multicast.Factory, static.Factory, dns.Factory, kubernetes.Factory, file.Factory, gossip.Factory,
+		},
+		deployers: []core.DeployerFactory{watch.Factory},
 		apps: []container.App{{
 			Name: container.DemoApp,
 			New:  func(i container.AppInfo) http.Handler { return demo.Handler(i.Node) },
@@ -118,6 +124,8 @@ func (a *assembly) parts() container.Parts {
 				Managers: a.managers, Memberships: a.memberships, Deployers: a.deployers, External: a.external, StoreDir: a.store,
 				Reread: func(context.Context) ([]plugins.External, error) { return a.external, nil }, // a reload has set it
 				Idle:   a.idle,
+				// Names and addresses, no secrets.
+				Env: append(dns.Environment(), kubernetes.Environment()...),
 			}, s)
 		},
 		Version: Version(),
