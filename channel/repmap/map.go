@@ -90,7 +90,8 @@ func NewWith[K comparable, V any](ch *channel.Channel, name string, c Config, s 
 func (m *Map[K, V]) Start(ctx context.Context) error { return m.e.start(ctx) }
 
 // Ready is closed when the entries of the others have come, or there are no
-// others.
+// others. Others are those in the channel's view: start the map when the channel
+// has seen the group, see [channel.Channel.Watch].
 func (m *Map[K, V]) Ready() <-chan struct{} { return m.e.ready }
 
 // Close leaves the map. Close it before the channel is stopped. It works twice

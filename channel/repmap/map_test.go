@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,6 +72,7 @@ type world struct {
 func (w *world) join() *one {
 	w.next++
 	n := w.book.Join(w.t, fmt.Sprint("n", w.next), w.nw.Node(fmt.Sprint("10.0.0.", w.next)))
+	synctest.Wait() // until it sees the others
 	o := mapOn(w.t, n, w.cfg)
 	w.nodes = append(w.nodes, o)
 	return o
@@ -245,19 +248,19 @@ func TestUnchangedIsNotSent(t *testing.T) {
 			big := strings.Repeat("x", 200_000)
 			must(t, w.nodes[0].m.Put(t.Context(), "k", big))
 			w.quiet()
-			var bytes int
-			w.nw.Tap(func(p channeltest.Packet) { bytes += p.Length })
+			var bytes atomic.Int64
+			w.nw.Tap(func(p channeltest.Packet) { bytes.Add(int64(p.Length)) })
 			for range 10 {
 				must(t, w.nodes[0].m.Put(t.Context(), "k", big))
 			}
 			w.quiet()
 			w.split(w.nodes[:2], w.nodes[2:])
 			w.quiet()
-			before := bytes
+			before := bytes.Load()
 			w.heal()
 			w.quiet()
-			if !c.Lazy && bytes-before > 100_000 {
-				t.Errorf("%d bytes after a split in which nothing was written", bytes-before)
+			if !c.Lazy && bytes.Load()-before > 100_000 {
+				t.Errorf("%d bytes after a split in which nothing was written", bytes.Load()-before)
 			}
 			if n := w.nodes[0].Count("repmap_unchanged_total"); n != 10 {
 				t.Errorf("%v unchanged", n)
@@ -340,19 +343,26 @@ func TestTransferResumes(t *testing.T) {
 			must(t, w.nodes[0].m.Put(t.Context(), fmt.Sprint("k", i), strings.Repeat("v", 100)))
 		}
 		w.quiet()
+		var mu sync.Mutex
 		sent := map[string]int{}
-		w.nw.Tap(func(p channeltest.Packet) { sent[p.From.Addr().String()] += p.Length })
+		w.nw.Tap(func(p channeltest.Packet) {
+			mu.Lock()
+			sent[p.From.Addr().String()] += p.Length
+			mu.Unlock()
+		})
 		o := w.join()
 		for o.m.Len() < 100 {
 			time.Sleep(time.Millisecond)
 		}
 		// Who has sent most of it dies.
 		asked := 0
+		mu.Lock()
 		for i, x := range w.nodes[:3] {
 			if sent[x.Sim.IP()] > sent[w.nodes[asked].Sim.IP()] {
 				asked = i
 			}
 		}
+		mu.Unlock()
 		w.nodes[asked].crash(t, w.book)
 		<-o.m.Ready()
 		if n := o.m.Len(); n != 500 {

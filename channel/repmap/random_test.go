@@ -13,9 +13,9 @@ import (
 // invariant holds, nothing that was removed is back, and as long as nobody has
 // crashed nothing that was written is lost.
 func TestRandom(t *testing.T) {
-	seeds := 12
+	seeds := 8
 	if testing.Short() {
-		seeds = 3
+		seeds = 2
 	}
 	kinds(func(t *testing.T, c Config) {
 		for seed := range uint64(seeds) {

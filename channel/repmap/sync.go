@@ -66,6 +66,7 @@ func (e *engine) keep() {
 // before last. It returns how many have failed.
 func (e *engine) compareAll() (failed int) {
 	tried := map[channel.UniqueID]bool{}
+	succeeded := false
 	for e.ctx.Err() == nil {
 		e.mu.Lock()
 		var id channel.UniqueID
@@ -80,7 +81,7 @@ func (e *engine) compareAll() (failed int) {
 		}
 		m := e.members[id]
 		if !found {
-			if !e.isReady && (len(e.pulls) == 0 || failed < len(tried)) {
+			if !e.isReady && (len(e.pulls) == 0 || succeeded) {
 				e.isReady = true
 				close(e.ready)
 			}
@@ -92,6 +93,7 @@ func (e *engine) compareAll() (failed int) {
 		tried[id] = true
 		err := e.compare(m)
 		if err == nil {
+			succeeded = true
 			continue
 		}
 		failed++
