@@ -5,8 +5,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,11 +27,28 @@ func server(t *testing.T, program, pack string, args func(port int) []string) st
 	t.Helper()
 	path, err := exec.LookPath(program)
 	if err != nil {
-		if os.Getenv("LONGHOUSE_CI") != "" {
-			t.Fatalf("%s is missing", program)
-		}
-		t.Skipf("needs %s: apt-get install %s", program, pack)
+		missing(t, program, pack)
 	}
+	return serve(t, func(port int) *exec.Cmd {
+		cmd := exec.Command(path, args(port)...)
+		cmd.Dir = t.TempDir()
+		return cmd
+	})
+}
+
+// missing skips a test that needs a program, or fails it where all programs
+// should be.
+func missing(t *testing.T, program, pack string) {
+	t.Helper()
+	if os.Getenv("LONGHOUSE_CI") != "" {
+		t.Fatalf("%s is missing", program)
+	}
+	t.Skipf("needs %s: apt-get install %s", program, pack)
+}
+
+// serve starts a program that listens on the given port.
+func serve(t *testing.T, command func(port int) *exec.Cmd) string {
+	t.Helper()
 	// Somebody else may take the port before the server does.
 	for range 10 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -38,8 +57,7 @@ func server(t *testing.T, program, pack string, args func(port int) []string) st
 		}
 		port := l.Addr().(*net.TCPAddr).Port
 		l.Close()
-		cmd := exec.Command(path, args(port)...)
-		cmd.Dir = t.TempDir()
+		cmd := command(port)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +77,7 @@ func server(t *testing.T, program, pack string, args func(port int) []string) st
 			}
 		}
 	}
-	t.Fatalf("%s does not start", program)
+	t.Fatal("the server does not start")
 	return ""
 }
 
@@ -72,6 +90,44 @@ func redisServer(t *testing.T) string {
 func memcachedServer(t *testing.T) string {
 	return server(t, "memcached", "memcached", func(port int) []string {
 		return []string{"-l", "127.0.0.1", "-p", fmt.Sprint(port), "-U", "0", "-u", "root"}
+	})
+}
+
+// postgresServer starts a database of its own, where everybody is trusted.
+func postgresServer(t *testing.T) string {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if len(found) == 0 {
+		missing(t, "postgres", "postgresql")
+	}
+	bin := filepath.Dir(found[len(found)-1])
+	dir, err := os.MkdirTemp("", "longhouse-postgres-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	attr := &syscall.SysProcAttr{}
+	if os.Getuid() == 0 { // PostgreSQL does not run as root
+		u, err := user.Lookup("postgres")
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid, _ := strconv.Atoi(u.Uid)
+		gid, _ := strconv.Atoi(u.Gid)
+		attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+		if err := os.Chown(dir, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data := filepath.Join(dir, "data")
+	init := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-U", "longhouse", "-A", "trust", "--no-sync")
+	init.SysProcAttr, init.Dir = attr, dir
+	if out, err := init.CombinedOutput(); err != nil {
+		t.Fatalf("initdb: %v\n%s", err, out)
+	}
+	return serve(t, func(port int) *exec.Cmd {
+		cmd := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-k", dir, "-F")
+		cmd.SysProcAttr, cmd.Dir = attr, dir
+		return cmd
 	})
 }
 
@@ -92,6 +148,22 @@ var places = []struct {
 		},
 		openStore(persistent.Default(), persistent.Open),
 		true,
+	},
+	{
+		"sqlite", persistent.Factory, []string{conformance.FeatureListing, conformance.FeatureDurable},
+		func(t *testing.T) string {
+			return fmt.Sprintf("store: sqlite\nfile: %q\n", filepath.Join(t.TempDir(), "sessions.db"))
+		},
+		openStore(persistent.Default(), persistent.Open),
+		false,
+	},
+	{
+		"postgres", persistent.Factory, []string{conformance.FeatureListing, conformance.FeatureDurable},
+		func(t *testing.T) string {
+			return fmt.Sprintf("store: postgres\ndsn: %q\nparallel: 4\n", "postgres://longhouse@"+postgresServer(t)+"/postgres?sslmode=disable")
+		},
+		openStore(persistent.Default(), persistent.Open),
+		false,
 	},
 	{
 		"redis", redis.Factory, []string{conformance.FeatureListing, conformance.FeatureDurable},
