@@ -12,6 +12,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
+	"github.com/longhouse-go/longhouse/channel/wire"
 )
 
 // credited makes both ends of a connection understand credit.
@@ -190,4 +191,150 @@ func TestStalledPeerDelaysNobody(t *testing.T) {
 			})
 		})
 	}
+}
+
+// On real sockets, too: a peer that accepts and never reads holds up nobody, what
+// is kept for it is bounded, and everything fails in the end.
+func TestDeafPeerOnRealSockets(t *testing.T) {
+	n := realNet(t)
+	var got atomic.Int64
+	good := receive(t, n, "127.0.0.1", true, func(context.Context, *channel.Message) error { got.Add(1); return nil })
+	stop := make(chan struct{})
+	defer close(stop)
+	deaf := memberAt(handMade(t, n, "127.0.0.1", func(c net.Conn) { <-stop }), true)
+	from := send(t, n, func(c *SenderConfig) { c.AckTimeout = 20 * time.Second })
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for range 200 { // more than the window and the buffers of the system take
+		wg.Go(func() { _ = from.Send(ctx, from.message(channel.SendSyncAck, string(make([]byte, 256<<10)), deaf)) })
+	}
+	for range 300 {
+		if err := from.Send(context.Background(), from.message(channel.SendSyncAck, "x", good.member)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got.Load() != 300 {
+		t.Errorf("%d messages", got.Load())
+	}
+	if timeouts := value(from.metrics, "channel_send_timeouts_total"); timeouts != 0 {
+		t.Skip("the machine was too slow to tell: the deaf peer was given up meanwhile")
+	}
+	from.mu.RLock()
+	out := from.peers[peerKey{deaf.ID, deaf.Addr()}].out.(*pipe)
+	from.mu.RUnlock()
+	eventually(t, "callers wait for room", func() bool { return value(from.metrics, "channel_send_stalls_total") > 0 })
+	out.mu.Lock()
+	kept := out.bytes
+	out.mu.Unlock()
+	if kept > from.cfg.WindowBytes {
+		t.Errorf("%d bytes are kept for the deaf peer, the window is %d", kept, from.cfg.WindowBytes)
+	}
+	cancel()
+	wg.Wait()
+}
+
+// One direction of a link is cut: what is sent into it fails in time, the other
+// direction, another peer, and everything after the cut is as ever; nothing
+// comes twice.
+func TestOneWayPartition(t *testing.T) {
+	channeltest.Run(t, channeltest.SimConfig{Seed: 3}, func(t *testing.T, nw *channeltest.SimNet) {
+		nodes := nw.Nodes(3)
+		var boxes [3]inbox
+		var ends [3]*node
+		var sources [3]*source
+		for i, n := range nodes {
+			ends[i] = receive(t, n, n.IP(), true, boxes[i].add)
+			sources[i] = send(t, n)
+			credited(sources[i], ends[i])
+		}
+		say := func(from, to int, body string) error {
+			return sources[from].Send(context.Background(), sources[from].message(channel.SendSyncAck, body, ends[to].member))
+		}
+		for _, c := range [][2]int{{0, 1}, {1, 0}, {0, 2}, {2, 1}} {
+			if err := say(c[0], c[1], "before"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		nw.SetLink(nodes[0].IP(), nodes[1].IP(), channeltest.LinkPolicy{Cut: true})
+		begin := time.Now()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := say(0, 1, "lost"); err == nil {
+				t.Error("a message through the cut was acknowledged")
+			}
+			if d := time.Since(begin); d > 10*time.Second {
+				t.Errorf("it failed after %v", d)
+			}
+		})
+		for i := range 20 {
+			at := time.Now()
+			if err := say(0, 2, fmt.Sprint("other ", i)); err != nil || time.Since(at) > 100*time.Millisecond {
+				t.Errorf("another peer: %v after %v", err, time.Since(at))
+			}
+		}
+		// Acknowledgements of the other direction are lost: that fails as well.
+		if err := say(1, 0, "unanswered"); err == nil {
+			t.Error("acknowledged through the cut")
+		}
+		wg.Wait()
+		nw.ResetLinks()
+		eventually(t, "both directions again", func() bool { return say(0, 1, "again") == nil })
+		eventually(t, "both directions again", func() bool { return say(1, 0, "back") == nil })
+		count := map[string]int{}
+		for _, b := range boxes[2].all() {
+			count[b]++
+		}
+		for body, n := range count {
+			if n != 1 {
+				t.Errorf("%q came %d times", body, n)
+			}
+		}
+	})
+}
+
+// Messages arrive whatever happened to the connection before: it was idle for
+// long, every message had one of its own, or the peer has reset it in the middle
+// of a frame.
+func TestConnectionsComeAndGo(t *testing.T) {
+	for name, pause := range map[string]time.Duration{"at once": 0, "after a second": time.Second, "after it was closed": idleClose + time.Minute, "after the peer closed it": 15 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			kinds(t, func(t *testing.T, pipelined bool) {
+				sim(t, func(t *testing.T, nw *channeltest.SimNet, a, b *channeltest.SimNode) {
+					var in inbox
+					to := receive(t, b, b.IP(), pipelined, in.add)
+					from := send(t, a)
+					for i := range 3 {
+						for _, o := range []channel.Options{channel.SendNone, channel.SendAck, channel.SendSyncAck} {
+							if err := from.Send(t.Context(), from.message(o, fmt.Sprint(i, o), to.member)); err != nil {
+								t.Errorf("message %d, %v: %v", i, o, err)
+							}
+						}
+						time.Sleep(pause)
+					}
+					eventually(t, "all arrived", func() bool { return len(in.all()) == 9 })
+				})
+			})
+		})
+	}
+	t.Run("reset within an answer", func(t *testing.T) {
+		sim(t, func(t *testing.T, nw *channeltest.SimNet, a, b *channeltest.SimNode) {
+			var calls atomic.Int64
+			to := memberAt(handMade(t, b, b.IP(), func(c net.Conn) {
+				readMessages(c, func(*channel.Message) bool {
+					if calls.Add(1)%2 == 1 {
+						_, _ = c.Write([]byte(wire.Ack[:7])) // and then the end
+						return false
+					}
+					_, _ = c.Write([]byte(wire.Ack))
+					return true
+				})
+			}), true)
+			from := send(t, a)
+			for i := range 10 {
+				if err := from.Send(t.Context(), from.message(channel.SendAck, fmt.Sprint(i), to)); err != nil {
+					t.Errorf("message %d: %v", i, err)
+				}
+			}
+		})
+	})
 }

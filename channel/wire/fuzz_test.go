@@ -38,6 +38,7 @@ func FuzzDecodeFrame(f *testing.F) {
 			f.Add(unhex(f, v.Hex))
 		}
 	}
+	f.Add(AppendCredit(nil, 7, 1<<40))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m channel.Message
 		k, n, err := DecodeFrame(b, 1<<20, &m)
@@ -66,6 +67,7 @@ func FuzzDecoder(f *testing.F) {
 			f.Add(append(append([]byte(Ack), NegativeAck...), raw...), uint16(9))
 		}
 	}
+	f.Add(append(AppendCredit([]byte(Ack), 7, 1<<40), Ack...), uint16(10))
 	f.Fuzz(func(t *testing.T, b []byte, chunk uint16) {
 		const limit = 1 << 16
 		d := NewDecoder(limit)
