@@ -18,6 +18,7 @@ func TestBuiltinPlugins(t *testing.T) {
 	}
 	for _, p := range []conformance.PluginProgram{
 		{Kind: "manager", Name: "delta", Options: "settle_time: 50ms", Features: deltaFeatures},
+		{Kind: "manager", Name: "backup", Options: "settle_time: 50ms\ncopies: 1", Features: deltaFeatures},
 		{Kind: "membership", Name: "multicast"},
 		{Kind: "membership", Name: "static", Options: "members: [\"127.0.0.1:4000\"]"},
 		{Kind: "deployer", Name: "watch", Options: "dir: {{dir}}\nscan: 20ms\nsettle: 20ms\ngrace: 0s"},

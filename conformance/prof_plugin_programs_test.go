@@ -16,6 +16,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/plugins/deployer/watch"
+	"github.com/longhouse-go/longhouse/plugins/manager/backup"
 	"github.com/longhouse-go/longhouse/plugins/manager/delta"
 	"github.com/longhouse-go/longhouse/plugins/membership/multicast"
 	"github.com/longhouse-go/longhouse/plugins/membership/static"
@@ -39,11 +40,11 @@ func init() {
 		return // TestMain serves those
 	}
 	set := sdk.Set{
-		Managers:    []core.ManagerFactory{delta.Factory},
+		Managers:    []core.ManagerFactory{delta.Factory, backup.Factory},
 		Memberships: []core.MembershipFactory{multicast.Factory, static.Factory},
 		Deployers:   []core.DeployerFactory{watch.Factory},
 	}
-	if kind == "manager" && name != delta.Factory.Name {
+	if kind == "manager" && name != delta.Factory.Name && name != backup.Factory.Name {
 		sabotage(name)
 		set.Managers = []core.ManagerFactory{sabotagedManager(name)}
 	}

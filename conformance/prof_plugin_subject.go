@@ -383,14 +383,14 @@ func (st *stage) status() core.PluginStatus {
 // puppetHost is the node, as a plugin of any kind sees it.
 type puppetHost struct {
 	mu   sync.Mutex
-	send func(to []channel.Member) error // guarded by mu
+	send func(to []channel.Member) error // guarded by mu; for messages that are acknowledged
 }
 
-func (h *puppetHost) Send(_ context.Context, to []channel.Member, _ channel.Options, _ []byte) error {
+func (h *puppetHost) Send(_ context.Context, to []channel.Member, o channel.Options, _ []byte) error {
 	h.mu.Lock()
 	send := h.send
 	h.mu.Unlock()
-	if send == nil {
+	if send == nil || !o.Has(channel.UseAck) {
 		return nil
 	}
 	return send(to)

@@ -103,7 +103,7 @@ func (m *Manager) resolve(ctx context.Context, faults []channel.Fault, level cor
 	defer timer.Stop()
 	for {
 		var still []channel.Member
-		var refusal error
+		var refusals []channel.Fault
 		m.mu.Lock()
 		changed := m.changed
 		for _, f := range faults {
@@ -112,7 +112,7 @@ func (m *Manager) resolve(ctx context.Context, faults []channel.Fault, level cor
 			}
 			still = append(still, f.Member)
 			if refused(f.Err) {
-				refusal = f.Err
+				refusals = append(refusals, f)
 			}
 		}
 		m.mu.Unlock()
@@ -122,8 +122,8 @@ func (m *Manager) resolve(ctx context.Context, faults []channel.Fault, level cor
 		select {
 		case <-changed:
 		case <-timer.C:
-			if refusal != nil {
-				return fmt.Errorf("%s: commit at level %s: %d members do not have the change: %w", m.name, level, len(still), refusal)
+			if len(refusals) > 0 {
+				return fmt.Errorf("%s: commit at level %s: %d members do not have the change: %w", m.name, level, len(still), &channel.SendError{Faults: refusals})
 			}
 			m.setAside(still)
 			return nil
