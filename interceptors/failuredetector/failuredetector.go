@@ -54,13 +54,14 @@ type Config struct {
 	// MaxChecks bounds the checks that run at once; the others wait.
 	MaxChecks int `yaml:"max_checks"`
 	// Attempts is how often a check is tried before the member counts as
-	// failed.
+	// failed. Each opens several connections, one after the other, as long as
+	// there is no answer.
 	Attempts int `yaml:"attempts"`
 }
 
-// Defaults asks for an answer once, within two seconds in all.
+// Defaults asks for an answer three times, within three seconds if nobody is there.
 var Defaults = Config{
-	ConnectTimeout: time.Second, ReadTimeout: time.Second, Probe: true, ReadTest: Auto, CheckNew: true, MaxChecks: 32, Attempts: 1,
+	ConnectTimeout: time.Second, ReadTimeout: time.Second, Probe: true, ReadTest: Auto, CheckNew: true, MaxChecks: 32, Attempts: 3,
 }
 
 // Validate implements channel.Validator.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,7 +39,9 @@ func newPeer(t *testing.T, node *channeltest.SimNode) *peer {
 	s := channel.Settings{Net: node, Logger: zap.NewNop(), Metrics: p.metrics}
 	rc := tcp.DefaultReceiverConfig()
 	rc.Address = node.IP()
-	d, err := New(Defaults, s)
+	cfg := Defaults
+	cfg.Attempts = 1
+	d, err := New(cfg, s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +83,7 @@ func newFixture(t *testing.T, node *channeltest.SimNode, change func(*Config)) *
 	t.Helper()
 	cfg := Defaults
 	cfg.CheckNew = false // the tests of newcomers set it
+	cfg.Attempts = 1
 	if change != nil {
 		change(&cfg)
 	}
@@ -561,4 +565,51 @@ func BenchmarkReceive(b *testing.B) {
 			}
 		})
 	}
+}
+
+// A network that loses two of five packets, in both directions, hides nobody:
+// the further connections of an attempt make up for what the first one waits
+// for.
+func TestLossyNetwork(t *testing.T) {
+	channeltest.Run(t, channeltest.SimConfig{Seed: 3}, func(t *testing.T, nw *channeltest.SimNet) {
+		l, err := channel.ListenTCP(nw.Node("10.0.0.2"), netip.MustParseAddrPort("10.0.0.2:4000"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { // acknowledges everything
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				wg.Go(func() {
+					defer c.Close()
+					_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+					if _, err := c.Read(make([]byte, 1024)); err == nil {
+						_, _ = c.Write([]byte(wire.Ack))
+						_, _ = c.Read(make([]byte, 1)) // until it is closed
+					}
+				})
+			}
+		})
+		for _, ips := range [][2]string{{"10.0.0.1", "10.0.0.2"}, {"10.0.0.2", "10.0.0.1"}} {
+			nw.SetLink(ips[0], ips[1], channeltest.LinkPolicy{Loss: 0.4})
+		}
+		p := prober{net: nw.Node("10.0.0.1"), cfg: Defaults}
+		m := channeltest.Member(2)
+		m.Host = netip.MustParseAddr("10.0.0.2")
+		failed := 0
+		for range 300 {
+			if err := p.check(t.Context(), channeltest.Member(1), m, true); err != nil {
+				failed++
+			}
+			time.Sleep(77 * time.Millisecond)
+		}
+		if failed > 2 {
+			t.Errorf("%d of 300 checks failed", failed)
+		}
+		l.Close()
+		wg.Wait()
+	})
 }
