@@ -369,6 +369,9 @@ func (r *reader) membership(el *element, cl *config.Cluster) {
 	switch {
 	case class == "McastService" || class == "":
 		r.oldPackage(a, "org.apache.catalina.tribes.membership.McastService")
+	case class == "CloudMembershipService":
+		r.cloudMembership(a, el, cl)
+		return
 	case missingMemberships[class] != "":
 		r.unavailable(el.pos, "the membership "+class, missingMemberships[class]+"; with --lenient multicast takes its place", "use McastService, or the membership static in YAML")
 		return
@@ -412,6 +415,48 @@ func (r *reader) membership(el *element, cl *config.Cluster) {
 	a.ignore("soTimeout mcastSoTimeout recoveryEnabled recoveryCounter recoverySleepTime localLoopbackDisabled debug")
 	a.done()
 	cl.Channel.Membership = config.NewComponent(membershipName, o, el.pos)
+	for _, c := range el.children {
+		r.warn(c.pos, fmt.Sprintf("<%s> in Membership is left out", cut(c.name)), "", "")
+	}
+}
+
+// cloudMembership reads Tomcat's membership for Kubernetes and name servers. What
+// the environment says is read at the start of the node, as Tomcat does.
+func (r *reader) cloudMembership(a *attrs, el *element, cl *config.Cluster) {
+	o := map[string]any{"tomcat": true} // nodes that send no heartbeats may be in the group
+	provider := a.get("membershipProviderClassName")
+	name := kubernetesName
+	switch provider[strings.LastIndexByte(provider, '.')+1:] {
+	case "", "kubernetes", "KubernetesMembershipProvider":
+	case "dns", "DNSMembershipProvider":
+		name = dnsName
+	default:
+		r.unavailable(a.posOf("membershipProviderClassName"), "the membership provider "+cut(provider),
+			"the class is not known; with --lenient multicast takes its place", "use kubernetes or dns")
+		return
+	}
+	timeout := func(attribute, option string, lo, hi time.Duration) {
+		d, ok := a.millis(attribute)
+		switch {
+		case !ok:
+		case d < lo || d > hi:
+			r.warn(a.posOf(attribute), fmt.Sprintf("%s=%d is outside %v to %v: the default is used", attribute, d.Milliseconds(), lo, hi), "", "")
+		default:
+			o[option] = d
+		}
+	}
+	if name == kubernetesName {
+		timeout("connectTimeout", "connect_timeout", 10*time.Millisecond, time.Minute)
+		timeout("readTimeout", "read_timeout", 10*time.Millisecond, time.Minute)
+	} else {
+		a.ignore("connectTimeout")
+		timeout("readTimeout", "timeout", 10*time.Millisecond, time.Minute)
+	}
+	timeout("expirationTime", "drop_time", time.Second, time.Hour)
+	a.done()
+	r.note(el.pos, "nodes of Longhouse send heartbeats to UDP port 45565 of the addresses that are found",
+		"so their death is seen without a look-up; Tomcat nodes are members while they are found and take connections", "let UDP port 45565 pass between the nodes")
+	cl.Channel.Membership = config.NewComponent(name, o, el.pos)
 	for _, c := range el.children {
 		r.warn(c.pos, fmt.Sprintf("<%s> in Membership is left out", cut(c.name)), "", "")
 	}

@@ -13,6 +13,8 @@ const (
 	managerName     = "delta"
 	backupName      = "backup"
 	membershipName  = "multicast"
+	kubernetesName  = "kubernetes"
+	dnsName         = "dns"
 	deployerName    = "watch"
 	dispatchName    = "dispatch"
 	detectorName    = "failuredetector"
@@ -75,7 +77,6 @@ var (
 	}
 	missingMemberships = map[string]string{
 		"StaticMembershipService": "members are listed",
-		"CloudMembershipService":  "members are found in Kubernetes or DNS",
 	}
 )
 
