@@ -479,6 +479,69 @@ func TestBadHeartbeatsAreCountedAndSilenceNobody(t *testing.T) {
 	})
 }
 
+// HB-13, HB-15, HB-20: genuine datagrams at the wrong time and place, of a node
+// that is taken for a Tribes one. Each is counted by its name and changes nothing.
+func TestOddHeartbeatsAreCounted(t *testing.T) {
+	for i, k := range kinds {
+		if k.secret != "" {
+			continue // refused before all this
+		}
+		t.Run(k.name, func(t *testing.T) {
+			channeltest.Run(t, channeltest.SimConfig{}, func(t *testing.T, nw *channeltest.SimNet) {
+				peers := cluster(t, nw, i, 2)
+				send := sender(t, nw, "10.0.0.9")
+				rec := channel.Member{ID: channel.NewUniqueID(), Host: netip.MustParseAddr("10.0.0.9"), Port: 4000, SecurePort: -1, UDPPort: -1}
+				began := time.Now().Add(-time.Hour)
+				beat := func(change func(*channel.Member)) {
+					m := rec
+					m.Alive = time.Since(began)
+					if change != nil {
+						change(&m)
+					}
+					send(wire.AppendMember(nil, m), i, "10.0.0.1")
+					time.Sleep(5 * time.Millisecond)
+				}
+				for range 5 {
+					beat(nil)
+					time.Sleep(500 * time.Millisecond)
+				}
+				peers[0].take()
+				before := peers[0].sees()
+				for _, c := range []struct {
+					name, reason string
+					times        int
+					change       func(*channel.Member)
+				}{
+					{"HB-13 same address, another id", "address_taken", 3, func(m *channel.Member) { m.ID = channel.UniqueID{7} }},
+					{"HB-13 same id, the address of another", "address_taken", 3, func(m *channel.Member) { m.Host = peers[1].local.Host }},
+					{"HB-13 our id at another address", "own_id", 3, func(m *channel.Member) { m.ID = peers[0].local.ID }},
+					{"HB-13 our address, another id", "own_address", 3, func(m *channel.Member) { m.Host = peers[0].local.Host }},
+					{"HB-15 alive time going backwards", "stale", 3, func(m *channel.Member) { m.Alive = time.Minute }},
+					{"HB-20 duplicated", "stale", 1000, func(m *channel.Member) { m.Alive = 0 }},
+					{"zero id", "id", 3, func(m *channel.Member) { m.ID = channel.UniqueID{} }},
+				} {
+					counted, total := peers[0].count("membership_refused_total", "reason", c.reason), refusals(peers[0])
+					for n := range c.times {
+						beat(c.change)
+						if n%100 == 99 {
+							beat(nil) // it lives on meanwhile
+						}
+					}
+					counted, total = peers[0].count("membership_refused_total", "reason", c.reason)-counted, refusals(peers[0])-total
+					if counted != int64(c.times) || total != int64(c.times) {
+						t.Errorf("%s: %d of %d counted as %s, %d in all", c.name, counted, c.times, c.reason, total)
+					}
+					beat(nil)
+				}
+				if got := peers[0].take(); len(got) != 0 || peers[0].sees() != before {
+					t.Errorf("%q, sees %q", got, peers[0].sees())
+				}
+				stopAll(t, peers)
+			})
+		})
+	}
+}
+
 func refusals(p *peer) int64 {
 	n := 0.0
 	for _, s := range p.metrics.Samples() {
