@@ -31,6 +31,7 @@ func (x *Interceptor) HandleSend(ctx context.Context, l channel.Link, m *channel
 	select {
 	case x.slots <- struct{}{}:
 	default:
+		x.waited.Inc()
 		select {
 		case x.slots <- struct{}{}:
 		case <-ctx.Done():

@@ -101,7 +101,7 @@ type Interceptor struct {
 	sent, cancelled, repeated                          *channel.Counter // as sender
 	delivered, recovered, dropped, expired             *channel.Counter // as receiver
 	full, twice, early, late, malformed, asks, overrun *channel.Counter
-	forgotten                                          *channel.Counter
+	forgotten, waited                                  *channel.Counter
 
 	slots    chan struct{}  // one for every message that is being sent
 	confirms chan *transfer // whose messages all have; as many as slots
@@ -160,6 +160,7 @@ func New(c Config, s channel.Settings) (*Interceptor, error) {
 		asks:      m.Counter("twophase_questions_total", "Questions about the fate of a message that were sent."),
 		overrun:   m.Counter("twophase_outbox_dropped_total", "Questions, answers and repeated confirmations that were not sent because too many were waiting."),
 		forgotten: m.Counter("twophase_forgotten_total", "Fates of messages that were forgotten before their time because there were too many."),
+		waited:    m.Counter("twophase_waited_total", "Sends that had to wait because max_in_flight others were under way."),
 		slots:     make(chan struct{}, c.MaxInFlight),
 		confirms:  make(chan *transfer, c.MaxInFlight),
 		outbox:    make(chan letter, maxOutbox),

@@ -451,7 +451,6 @@ func TestBounds(t *testing.T) {
 		if len(n.x.table.fates) != 50 || n.value("twophase_forgotten_total") != 1000+1+50-50 {
 			t.Errorf("%d fates are remembered, %v forgotten", len(n.x.table.fates), n.value("twophase_forgotten_total"))
 		}
-		// More sends at once than slots.
 	})
 }
 
@@ -470,6 +469,9 @@ func TestSlots(t *testing.T) {
 		defer cancel()
 		if err := a.SendDone(ctx, g.members(0), []byte("x"), flagged, done); !errors.Is(err, channel.ErrQueueFull) {
 			t.Errorf("the third: %v", err)
+		}
+		if n := a.value("twophase_waited_total"); n != 1 {
+			t.Errorf("%v waits are counted", n)
 		}
 		a.Finish(nil)
 		synctest.Wait()
