@@ -292,6 +292,10 @@ func (s *Sender) sendAll(ctx context.Context, m *channel.Message) error {
 			f.errs[i] = err
 			continue
 		}
+		if !m.Options.Has(channel.UseAck) && o.drop(m, false) {
+			s.met.messages.Inc()
+			continue
+		}
 		c := s.newCall()
 		if err := o.post(ctx, c, m, false); err != nil { // it would block
 			c.free()

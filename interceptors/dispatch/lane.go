@@ -164,19 +164,26 @@ func (la *lane) takeAll() *item {
 	return it
 }
 
-// runBatch is how many messages are given back to the budget at once.
-const runBatch = 64
+// Messages that were sent are given back to the budget when they are so many, or
+// such a part of it: callers that wait for room shall not be woken for every
+// single one.
+const (
+	runBatch = 1024
+	runPart  = 8
+)
 
 // run sends what is queued, in order, and ends when nothing is left.
 func (la *lane) run() {
 	d := la.d
 	defer d.workers.Done()
-	var sent []*item // whose room has not been given back
+	many, much := max(min(runBatch, d.cfg.QueueMessages/runPart), 1), d.cfg.QueueBytes/runPart
+	sent, bytes := 0, int64(0) // whose room has not been given back
 	for {
 		d.mu.Lock()
 		it := la.pop()
-		if it == nil || len(sent) == runBatch {
-			sent = la.finish(sent)
+		if sent > 0 && (it == nil || sent >= many || bytes >= much) {
+			d.giveBack(la, sent, bytes)
+			sent, bytes = 0, 0
 		}
 		if it == nil {
 			it = la.pop() // of somebody who has waited for the room
@@ -191,18 +198,12 @@ func (la *lane) run() {
 		d.mu.Unlock()
 		if ctx.Err() != nil {
 			it.Complete(&it.m, channel.Failed(it.to[:], channel.ErrClosed))
-			continue
-		}
-		if it.passes(link) {
-			sent = append(sent, it)
-			continue
-		}
-		if len(sent) > 0 { // the next one may take long
-			d.mu.Lock()
-			sent = la.finish(sent)
-			d.mu.Unlock()
-		}
-		if err := link.Send(ctx, &it.m); err != nil {
+		} else if it.passes(link) {
+			d.sent.Inc()
+			sent++
+			bytes += it.size
+			it.release()
+		} else if err := link.Send(ctx, &it.m); err != nil {
 			it.Complete(&it.m, err)
 		}
 	}
@@ -221,23 +222,6 @@ func (it *item) passes(link channel.Link) bool {
 	}
 	it.m.Done = it
 	return false
-}
-
-// finish ends messages that were sent, and returns the empty slice; d.mu is held.
-func (la *lane) finish(sent []*item) []*item {
-	if len(sent) == 0 {
-		return sent
-	}
-	d := la.d
-	var bytes int64
-	for i, it := range sent {
-		bytes += it.size
-		it.release()
-		sent[i] = nil
-	}
-	d.sent.Add(int64(len(sent)))
-	d.giveBack(la, len(sent), bytes)
-	return sent[:0]
 }
 
 // group collects the results of a message to several destinations.
