@@ -224,8 +224,10 @@ func (c *core) start(l channel.Link) {
 	go c.deliver()
 }
 
-// stop fails what waits. It returns when all goroutines have ended, or with ctx.
+// stop decides what is undecided, and fails what still waits. It returns when all
+// goroutines have ended, or with ctx.
 func (c *core) stop(ctx context.Context) error {
+	c.settleAll(ctx)
 	c.mu.Lock()
 	if !c.running {
 		c.mu.Unlock()
@@ -254,28 +256,21 @@ func (c *core) stop(ctx context.Context) error {
 	}
 }
 
-// flush waits until nothing waits any more.
+// flush waits until all that has its place has been delivered. What is undecided
+// stays: its decision cannot come while a swap holds up what is received.
 func (c *core) flush(ctx context.Context) error {
-	t := time.NewTimer(c.cfg.DecideTimeout)
-	defer t.Stop()
-	var over <-chan time.Time = t.C
+	return c.until(ctx, func() bool { return !c.busy && (len(c.heap) == 0 || !c.heap[0].decided) })
+}
+
+// until waits until a condition holds, which is asked for with c.mu held, or the
+// layer has stopped.
+func (c *core) until(ctx context.Context, cond func() bool) error {
 	c.mu.Lock()
-	for c.running && (len(c.heap) > 0 || c.busy || len(c.out) > 0 || len(c.outboxes) > 0) {
+	for c.running && !cond() {
 		ch := c.changes()
 		c.mu.Unlock()
 		select {
 		case <-ch:
-		case <-over:
-			over = nil
-			c.mu.Lock()
-			var dropped []*pending
-			for _, s := range c.senders {
-				dropped = append(dropped, c.dropUndecided(s)...)
-			}
-			late := c.timeOut(time.Now().Add(c.cfg.DecideTimeout))
-			c.mu.Unlock()
-			finishAll(dropped, errUndecided)
-			finishAll(late, errLate)
 		case <-ctx.Done():
 			return fmt.Errorf("totalorder: flush: %w", ctx.Err())
 		}
@@ -283,6 +278,23 @@ func (c *core) flush(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	return nil
+}
+
+// settleAll decides all own messages with the proposals that have come, and
+// waits a while until the others have been told.
+func (c *core) settleAll(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.DecideTimeout)
+	defer cancel()
+	c.mu.Lock()
+	for _, o := range c.queue {
+		for i := range o.to {
+			o.without(i)
+		}
+	}
+	late := c.advance()
+	c.mu.Unlock()
+	finishAll(late, errLate)
+	_ = c.until(ctx, func() bool { return len(c.outboxes) == 0 }) // else the others drop them in time
 }
 
 // changes returns a channel that is closed at the next change; c.mu is held.

@@ -106,12 +106,13 @@ func (o *Interceptor) Start(_ context.Context, l channel.Link) error {
 	return nil
 }
 
-// Stop implements channel.Stopper: what still waits fails.
+// Stop implements channel.Stopper. Nothing can be received any more, so own
+// messages are decided without the proposals that are missing; what still waits
+// for others fails.
 func (o *Interceptor) Stop(ctx context.Context) error { return o.core.stop(ctx) }
 
-// Flush implements channel.Flusher: it waits until nothing of this node is
-// undecided, and nothing received waits for its turn. What other nodes have not
-// decided within the decide timeout is dropped.
+// Flush implements channel.Flusher: it waits until all received messages that
+// have their place have been delivered.
 func (o *Interceptor) Flush(ctx context.Context) error { return o.core.flush(ctx) }
 
 // HandleSend implements channel.SendHandler.

@@ -694,27 +694,65 @@ func TestTooManyUndecided(t *testing.T) {
 	})
 }
 
-func TestFlushAndStop(t *testing.T) {
+func TestFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t, 2, nil)
 		n := g.nodes[0]
 		g.fate = func(int, int, *channel.Message) error { return channel.ErrDisconnected } // nobody decides
-		r := request{epoch: 1, ordinal: 1, before: 1, many: true, clock: uint64(time.Now().UnixMicro())}
-		if err := n.Receive(t.Context(), &channel.Message{From: member(1), Options: channel.SendNone | channel.TotalOrder, Body: appendRequest([]byte("1 1"), r)}); err != nil {
-			t.Fatal(err)
+		gate := make(chan struct{})
+		n.Top.Reply = func(*channel.Message) (bool, error) { <-gate; return true, nil }
+		receive := func(ordinal uint64, many bool) {
+			t.Helper()
+			r := request{epoch: 1, ordinal: ordinal, before: 1, many: many, clock: uint64(time.Now().UnixMicro())}
+			if err := n.Receive(t.Context(), &channel.Message{From: member(1), Options: channel.SendNone | channel.TotalOrder, Body: appendRequest(fmt.Append(nil, "1 ", ordinal), r)}); err != nil {
+				t.Error(err)
+			}
 		}
-		if err := n.Send(t.Context(), g.members(0), []byte("0 1"), channel.SendNone); err != nil {
+		go receive(1, false)
+		synctest.Wait()
+		receive(2, false)
+		receive(3, true)
+		receive(4, false)
+		flushed := make(chan error)
+		go func() { flushed <- n.layer.Flush(t.Context()) }()
+		synctest.Wait()
+		select {
+		case <-flushed:
+			t.Error("flushed while a message is being delivered")
+		default:
+		}
+		close(gate)
+		if err := <-flushed; err != nil {
+			t.Error(err)
+		}
+		if got := n.Top.Bodies(); !slices.Equal(got, []string{"1 1", "1 2"}) { // 3 is undecided
+			t.Errorf("delivered %q", got)
+		}
+	})
+}
+
+// Who stops decides what he has sent: the others deliver it.
+func TestStopDecides(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 3, nil)
+		g.fate = func(from, to int, m *channel.Message) error {
+			if from == 2 && kindOf(m.Body) == kindControl {
+				return channel.ErrDisconnected // its proposal does not come
+			}
+			return nil
+		}
+		if err := g.nodes[0].Send(t.Context(), g.members(1, 2), []byte("0 1"), channel.SendAck); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if len(n.Top.Messages()) != 0 {
-			t.Fatal("delivered before an undecided one")
-		}
-		if err := n.layer.Flush(t.Context()); err != nil {
+		if err := g.nodes[0].Stop(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if got := n.Top.Bodies(); !slices.Equal(got, []string{"0 1"}) {
-			t.Errorf("delivered %q", got)
+		synctest.Wait()
+		for _, i := range []int{1, 2} {
+			if got := g.nodes[i].Top.Bodies(); !slices.Equal(got, []string{"0 1"}) {
+				t.Errorf("node %d delivered %q", i, got)
+			}
 		}
 	})
 }
