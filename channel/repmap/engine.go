@@ -449,7 +449,10 @@ func (e *engine) remove(ctx context.Context, key string) (bool, error) {
 func (e *engine) spread(ctx context.Context, r *record, value bool) error {
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.Timeout)
 	defer cancel()
-	e.spreadTribes(ctx, r)
+	return errors.Join(e.spreadTribes(ctx, r), e.spreadNative(ctx, r, value))
+}
+
+func (e *engine) spreadNative(ctx context.Context, r *record, value bool) error {
 	all := e.natives()
 	if !e.cfg.Lazy || r.Deleted {
 		return e.confirm(ctx, all, r, value)

@@ -298,6 +298,7 @@ func TestJoinDuringWrites(t *testing.T) {
 		run(t, c, 2, func(t *testing.T, w *world) {
 			stop := make(chan struct{})
 			done := make(chan int)
+			writers := slices.Clone(w.nodes)
 			go func() {
 				i := 0
 				for {
@@ -307,7 +308,7 @@ func TestJoinDuringWrites(t *testing.T) {
 						return
 					default:
 					}
-					if err := w.nodes[i%2].m.Put(t.Context(), fmt.Sprint("k", i), strings.Repeat("v", 50)); err != nil {
+					if err := writers[i%2].m.Put(t.Context(), fmt.Sprint("k", i), strings.Repeat("v", 50)); err != nil {
 						t.Error(err)
 					}
 					i++

@@ -341,7 +341,7 @@ func (e *engine) repair() bool {
 				plain[m.ID] = append(plain[m.ID], w.r)
 			}
 		}
-		e.spreadTribes(e.ctx, w.r)
+		_ = e.spreadTribes(e.ctx, w.r) // who failed is compared with again
 	}
 	for _, m := range peers {
 		e.offerAll(m, fresh[m.ID], true)

@@ -121,7 +121,9 @@ func (e *engine) meetTribes(m channel.Member) error {
 	}
 	e.mu.Unlock()
 	for _, r := range mine {
-		e.spreadTribes(e.ctx, r)
+		if err := e.spreadTribes(e.ctx, r); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -162,17 +164,18 @@ func (e *engine) nodesOf(ids []channel.UniqueID) (nodes []*jser.Member) {
 	return nodes
 }
 
-// spreadTribes tells the Tribes' nodes of a record of this node.
-func (e *engine) spreadTribes(ctx context.Context, r *record) {
+// spreadTribes tells the Tribes' nodes of a record of this node. An error is one
+// of a node that should have the value.
+func (e *engine) spreadTribes(ctx context.Context, r *record) error {
 	to := e.tribesMembers()
 	if len(to) == 0 {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.Timeout)
 	defer cancel()
 	m := e.mapMessage(jser.MapRemove)
 	m.Key = []byte(r.Key)
-	var failed error
+	var failed, asked error
 	switch {
 	case r.Deleted:
 		failed = e.post(ctx, to, m)
@@ -190,14 +193,24 @@ func (e *engine) spreadTribes(ctx context.Context, r *record) {
 			if slices.Contains(r.Backups, x.ID) {
 				m.Type, m.Value = jser.MapBackup, r.Value
 			}
-			failed = errors.Join(failed, e.post(ctx, []channel.Member{x}, m))
+			err := e.post(ctx, []channel.Member{x}, m)
+			if m.Type == jser.MapBackup {
+				failed = errors.Join(failed, err)
+			}
+			asked = errors.Join(asked, err)
 		}
 	}
-	if se, ok := errors.AsType[*channel.SendError](failed); ok {
-		for _, f := range se.Faults {
-			e.later(f.Member.ID)
+	if err := errors.Join(failed, asked); err != nil {
+		for _, x := range to {
+			if se, ok := errors.AsType[*channel.SendError](err); !ok || slices.ContainsFunc(se.Faults, func(f channel.Fault) bool { return f.Member.ID == x.ID }) {
+				e.later(x.ID)
+			}
 		}
 	}
+	if failed != nil {
+		return errors.Join(ErrNotReplicated, failed)
+	}
+	return nil
 }
 
 // fetchTribes asks a Tribes' node for a value; nil if it has none.

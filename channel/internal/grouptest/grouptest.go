@@ -73,6 +73,9 @@ func (b *Book) join(t testing.TB, a channel.Announcement, net transport.Net, sim
 	if sim != nil {
 		rc.Port = 4000
 	}
+	if n.foreign {
+		rc.WindowBytes = 0 // it gives no credit, which a Tribes' node does not know
+	}
 	var err error
 	n.Channel, err = channel.New(channel.Config{
 		Announcement: a,
