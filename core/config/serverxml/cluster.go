@@ -255,7 +255,7 @@ func (r *reader) replication(a *attrs, m *config.Component) {
 	if a.boolean(false, "sendClusterDomainOnly", "domainReplication") {
 		o["domain_only"] = true
 	}
-	if len(o) > 0 {
+	if len(o) > 0 && (m.Use == managerName || m.Use == backupName) {
 		*m = config.NewComponent(m.Use, o, m.Pos)
 	}
 }
@@ -293,7 +293,7 @@ func (r *reader) managerAttrs(a *attrs, m *config.Component, x *config.Context) 
 	a.unused("memcachedNodes failoverNodes sticky lockingMode sessionBackupAsync sessionBackupTimeout transcoderFactoryClass backupThreadCount "+
 		"requestUriIgnorePattern sessionAttributeFilter copyCollectionsForSerialization customConverter storageKeyPrefix username password memcachedProtocol "+
 		"operationTimeout enabled saveOnRestart maxIdleBackup minIdleSwap maxIdleSwap host port database redisUrl",
-		"the manager that they belong to is not there")
+		"this manager does not have them")
 	a.done()
 	for _, c := range a.el.children {
 		switch r.child(a.el, c, "SessionIdGenerator Store") {
@@ -322,7 +322,19 @@ func (r *reader) contextManager(el *element, x *config.Context) {
 		}
 		r.note(el.pos, "sessions of this context stay on this node", "StandardManager does not replicate", "")
 	default:
-		r.missingManager(class, el.pos, "the cluster's manager, or this node's memory if it has no cluster, takes its place")
+		m, ok := r.storeManager(class, a)
+		if !ok {
+			r.missingManager(class, el.pos, "the cluster's manager, or this node's memory if it has no cluster, takes its place")
+			break
+		}
+		x.Manager = &m
+		if x.Distributable == nil { // no <distributable/> is asked for
+			yes := true
+			x.Distributable = &yes
+		}
+		if r.stores.Line == 0 {
+			r.stores = el.pos
+		}
 	}
 	r.managerAttrs(a, x.Manager, x)
 }
@@ -493,10 +505,11 @@ func (r *reader) receiver(el *element, cl *config.Cluster) {
 	if n, ok := a.number(-1, 65535, "autoBind"); ok {
 		rc.AutoBind = max(n, 1)
 	}
-	for _, name := range []string{"securePort", "udpPort"} {
-		if n, ok := a.number(-1, 65535, name); ok && n > 0 {
-			r.warn(a.posOf(name), fmt.Sprintf("%s=%d is not opened", name, n), "messages come by TCP", "remove it")
-		}
+	if n, ok := a.number(-1, 65535, "udpPort"); ok && n > 0 {
+		rc.UDPPort = n
+	}
+	if n, ok := a.number(-1, 65535, "securePort"); ok && n > 0 {
+		r.warn(a.posOf("securePort"), fmt.Sprintf("securePort=%d is not opened", n), "Tomcat announces it and opens nothing either", "encrypt the messages with the tls of the channel, or an EncryptInterceptor")
 	}
 	a.ignore("selectorTimeout tcpSelectorTimeout maxThreads minThreads tcpThreadCount direct maxIdleTime minTasks maxTasks rxBufSize txBufSize udpRxBufSize " +
 		"udpTxBufSize tcpNoDelay ooBInline soReuseAddress soKeepAlive soLingerOn soLingerTime soTrafficClass timeout useBufferPool daemon sendAck " +
@@ -566,51 +579,6 @@ func (r *reader) transport(el *element, cl *config.Cluster) {
 	a.ignore("maxWait keepAliveCount keepAliveTime rxBufSize txBufSize udpRxBufSize udpTxBufSize directBuffer tcpNoDelay ooBInline soReuseAddress soKeepAlive " +
 		"soLingerOn soLingerTime soTrafficClass maxSenders")
 	a.done()
-}
-
-func (r *reader) interceptor(el *element, cl *config.Cluster) {
-	a := r.open(el, "Interceptor")
-	o := map[string]any{}
-	use := ""
-	switch class := a.class(); class {
-	case "TcpFailureDetector":
-		use = detectorName
-		if d, ok := a.millis("connectTimeout"); ok && d > 0 {
-			o["connect_timeout"] = d
-		}
-		a.ignore("performSendTest performReadTest readTestTimeout removeSuspectsTimeout")
-	case "MessageDispatchInterceptor", "MessageDispatch15Interceptor":
-		use = dispatchName
-		if class == "MessageDispatch15Interceptor" {
-			r.note(el.pos, "MessageDispatch15Interceptor is read as MessageDispatchInterceptor", "Tomcat 8.5 merged them; later versions do not start with the old name", "")
-		}
-		if n, ok := a.number(1, 1<<30, "maxQueueSize"); ok {
-			o["queue_bytes"] = config.Bytes(n)
-		}
-		if a.has("alwaysSend") {
-			if a.boolean(true, "alwaysSend") {
-				o["on_full"] = "block"
-			} else {
-				o["on_full"] = "fail"
-			}
-		}
-		a.ignore("maxThreads maxSpareThreads keepAliveTime useDeepClone")
-	case "ThroughputInterceptor":
-		use = throughputName
-		if n, ok := a.number(0, 1<<30, "interval"); ok {
-			o["interval"] = n
-		}
-	case "":
-		r.fail(el.pos, "the Interceptor has no className", "add it, or remove the element")
-		return
-	default:
-		why, fix := whyMissing(class, missingInterceptors, "remove it", "TcpFailureDetector", "MessageDispatchInterceptor", "ThroughputInterceptor")
-		r.unavailable(el.pos, "the interceptor "+cut(class), why, fix)
-		return
-	}
-	a.ignore("optionFlag")
-	a.done()
-	cl.Channel.Interceptors = append(cl.Channel.Interceptors, config.NewComponent(use, o, el.pos))
 }
 
 func (r *reader) clusterListener(el *element) {

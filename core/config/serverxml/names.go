@@ -26,24 +26,8 @@ const (
 // Classes that exist in Tomcat and not here, by the last part of their name.
 // The text says what is missing without them.
 var (
-	missingInterceptors = map[string]string{
-		"TcpPingInterceptor":          "without it members are checked by TCP only when their heartbeat is missing",
-		"StaticMembershipInterceptor": "without it members that multicast does not reach are not found; the membership static lists them",
-		"DomainFilterInterceptor":     "without it members of other domains are not filtered out",
-		"FragmentationInterceptor":    "without it messages are sent whole",
-		"GzipInterceptor":             "without it messages are not compressed, and compressed ones of Tomcat nodes are not understood",
-		"OrderInterceptor":            "without it messages of one sender are in order already",
-		"TwoPhaseCommitInterceptor":   "without it messages are delivered as they arrive",
-		"EncryptInterceptor":          "without it messages are not encrypted",
-		"NonBlockingCoordinator":      "without it no coordinator is elected",
-		"SimpleCoordinator":           "without it no coordinator is elected",
-	}
 	missingManagers = map[string]string{
-		"PersistentManager":             "it keeps sessions in a file or database",
-		"MemcachedBackupSessionManager": "it keeps sessions in memcached",
-		"RedisSessionManager":           "it keeps sessions in Redis",
-		"RedissonSessionManager":        "it keeps sessions in Redis",
-		"SimpleTcpReplicationManager":   "it copies whole sessions",
+		"SimpleTcpReplicationManager": "it copies whole sessions",
 	}
 	missingValves = map[string]string{
 		"ClusterSingleSignOn":         "without it users log in to each application",

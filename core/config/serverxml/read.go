@@ -92,6 +92,10 @@ type reader struct {
 	portOffset    int
 	watched       []watched
 	receiverSeen  bool
+	// stores is where the first manager of a context is written that keeps
+	// sessions in a store; waits says that requests wait for it.
+	stores config.Pos
+	waits  bool
 }
 
 func (r *reader) add(p config.Problem) {
@@ -404,6 +408,9 @@ func (r *reader) resolve(dir, name string) string {
 // finish does what needs the whole picture.
 func (r *reader) finish() {
 	e := &r.cfg.Engine
+	if r.cfg.Cluster == nil && r.stores.Line != 0 {
+		r.clusterForStores(r.stores)
+	}
 	if r.cfg.Cluster == nil {
 		for _, w := range r.watched {
 			r.note(w.pos, fmt.Sprintf("nothing is deployed from %s", w.dir), "the deployer belongs to the cluster, and the file has none", "add a Cluster, or a context with dir")
