@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/longhouse-go/longhouse/channel/secret"
 )
 
 // nodeOf makes a node of Go values.
@@ -37,6 +39,10 @@ func nodeOf(v any, pos Pos) *node {
 		if _, err := strconv.Atoi(n.text); err == nil {
 			n.kind, n.number = intKind, n.text
 		}
+	case Secret:
+		n.kind, n.text, n.quoted, n.secret = stringKind, v.value, true, true
+	case secret.Text:
+		n.kind, n.text, n.quoted, n.secret = stringKind, v.Reveal(), true, true
 	case []string:
 		n.kind = listKind
 		for _, s := range v {
