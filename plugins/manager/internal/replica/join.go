@@ -16,6 +16,10 @@ import (
 // joinSpan is how many shards a joining node asks one member for at a time.
 const joinSpan = 16
 
+// partsInFlight is how many parts are asked of one member at a time, so that it
+// never waits for the next question.
+const partsInFlight = 2
+
 // join brings the state of the other members and then makes the manager ready.
 func (m *Manager) join() {
 	began := time.Now()
@@ -227,8 +231,11 @@ func (m *Manager) askSome(ctx context.Context, t *transfer) {
 		m.mu.Unlock()
 		some, _, _ := m.sources()
 		for _, member := range some {
-			if !asked[member.ID] {
-				asked[member.ID] = true
+			if asked[member.ID] {
+				continue
+			}
+			asked[member.ID] = true
+			for range partsInFlight {
 				active++
 				m.wg.Go(func() {
 					m.askOne(ctx, member, t)
