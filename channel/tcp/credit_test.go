@@ -338,3 +338,78 @@ func TestConnectionsComeAndGo(t *testing.T) {
 		})
 	})
 }
+
+// A caller that reads its own acknowledgement gives up when its context is
+// cancelled, and leaves the connection to the next.
+func TestCancelWhileReading(t *testing.T) {
+	sim(t, func(t *testing.T, _ *channeltest.SimNet, a, b *channeltest.SimNode) {
+		to := receive(t, b, b.IP(), true, func(_ context.Context, m *channel.Message) error {
+			if string(m.Body) == "slow" {
+				time.Sleep(time.Second)
+			}
+			return nil
+		})
+		s := send(t, a)
+		say := func(ctx context.Context, body string) error {
+			return s.Send(ctx, s.message(channel.SendSyncAck, body, to.member))
+		}
+		for range 20 {
+			for range 3 { // one at a time: callers read
+				if err := say(t.Context(), "good"); err != nil {
+					t.Error(err)
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(10*time.Millisecond, cancel)
+			begin := time.Now()
+			if err := say(ctx, "slow"); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+			if d := time.Since(begin); d > 10*time.Millisecond+s.cfg.AckTimeout/ticksPerTimeout+time.Millisecond {
+				t.Errorf("noticed after %v", d)
+			}
+		}
+		if n := value(to.metrics, "channel_receive_connections_total"); n != 1 {
+			t.Errorf("%d connections", n)
+		}
+	})
+}
+
+// Callers of all kinds at once, with contexts of all kinds: everybody gets his
+// own answer.
+func TestMixedCallers(t *testing.T) {
+	n := realNet(t)
+	to := receive(t, n, "127.0.0.1", true, func(_ context.Context, m *channel.Message) error {
+		if m.Body[0] == 'n' {
+			return errors.New("no")
+		}
+		return nil
+	})
+	s := send(t, n, func(c *SenderConfig) { c.AckTimeout = 30 * time.Second })
+	credited(s, to)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for k := range 200 {
+				ctx, cancel := context.Background(), func() {}
+				if k%3 == 1 {
+					ctx, cancel = context.WithTimeout(ctx, time.Minute)
+				}
+				body := "yes"
+				if (i+k)%5 == 0 {
+					body = "no"
+				}
+				o := channel.SendSyncAck
+				if k%7 == 0 {
+					o = channel.SendNone
+				}
+				err := s.Send(ctx, s.message(o, body, to.member))
+				if refused := body == "no" && o == channel.SendSyncAck; refused != errors.Is(err, channel.ErrNegativeAck) || !refused && err != nil {
+					t.Errorf("%s: %v", body, err)
+				}
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+}

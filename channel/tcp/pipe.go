@@ -189,9 +189,17 @@ func (p *pipe) roundTrip(ctx context.Context, m *channel.Message) error {
 }
 
 // readOwn makes the caller, who is the reader, read until its own message has
-// ended, and gives the reading up.
+// ended, and gives the reading up. That its context was cancelled is noticed by
+// tick; watching for it here would cost allocations.
 func (p *pipe) readOwn(ctx context.Context, c *call, l *link) {
-	for c.open() && ctx.Err() == nil && p.readOnce(l) {
+	deadline, limited := ctx.Deadline()
+	if limited {
+		_ = l.conn.SetReadDeadline(deadline) // a closed connection needs none
+	}
+	for c.open() && ctx.Err() == nil && (!limited || time.Now().Before(deadline)) && p.readOnce(l) {
+	}
+	if limited {
+		_ = l.conn.SetReadDeadline(time.Time{})
 	}
 	p.mu.Lock()
 	l.self = nil
@@ -776,7 +784,7 @@ func (p *pipe) readOnce(l *link) bool {
 		}
 		p.fail(l, fmt.Errorf("tcp: %s sent %w: %w", p.addr, ferr, channel.ErrDisconnected))
 		return false
-	case err != nil && channel.IsTimeout(err): // tick has interrupted a caller; the deadline is of no use to anybody else
+	case err != nil && channel.IsTimeout(err): // that of a caller, or tick has interrupted one; it is of no use to anybody else
 		err = l.conn.SetReadDeadline(time.Time{})
 	}
 	if err != nil {

@@ -38,12 +38,18 @@ var ErrLocal = errors.New("tcp: the destination is this node")
 // before Send has returned, and must not call Send: it runs in the goroutine
 // that reads the acknowledgements which Send may wait for.
 //
-// A caller that waits may be the one that writes. It does so when little is in
-// flight, so that the write does not block; if it does anyway, because the peer
-// has stopped reading, Send overruns its context by the ack timeout at most.
+// A caller that waits may be the one that writes, and the one that reads its
+// acknowledgement. It writes when little is in flight, so that the write does not
+// block; if it does anyway, because the peer has stopped reading, Send overruns
+// its context by the ack timeout at most. While it reads, the deadline of its
+// context is kept, and a cancellation is noticed within a twentieth of the ack
+// timeout.
 //
-// The options UDP and Multicast are carried and not acted on: everything goes
-// over TCP. Forget the members that have gone, each keeps a goroutine.
+// A Longhouse peer grants credit: no more is written than it has said it will
+// take, and one that is slow but goes on does not run into the ack timeout.
+//
+// The options UDP and Multicast are carried and not acted on, see channel/udp:
+// everything goes over TCP. Forget the members that have gone, each keeps a goroutine.
 //
 // Sending allocates nothing per message in the steady state, except toward
 // members that are not pipelined when Done is set or there are several
