@@ -37,8 +37,9 @@ type simNode struct {
 	lost   int
 }
 
-// startSim starts a node. A nil membership means multicast.
-func startSim(t *testing.T, n *channeltest.SimNode, m func(channel.Settings) channel.Membership) *simNode {
+// startSim starts a node, with these layers above the failure detector. A nil
+// membership means multicast.
+func startSim(t *testing.T, n *channeltest.SimNode, m func(channel.Settings) channel.Membership, above ...channel.Interceptor) *simNode {
 	t.Helper()
 	x := &simNode{node: n, metrics: channel.NewMetrics()}
 	s := channel.Settings{Net: n, Metrics: x.metrics}
@@ -46,7 +47,11 @@ func startSim(t *testing.T, n *channeltest.SimNode, m func(channel.Settings) cha
 	if err != nil {
 		t.Fatal(err)
 	}
-	stack, err := channel.NewStack(channel.Layer{Interceptor: d})
+	var layers []channel.Layer
+	for _, l := range append(above, d) {
+		layers = append(layers, channel.Layer{Interceptor: l})
+	}
+	stack, err := channel.NewStack(layers...)
 	if err != nil {
 		t.Fatal(err)
 	}
