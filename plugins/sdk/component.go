@@ -17,6 +17,7 @@ import (
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/plugins/internal/bridge"
+	"github.com/longhouse-go/longhouse/plugins/manager/stored"
 )
 
 // Component is one thing that a program serves. It is made by [Interceptor],
@@ -42,6 +43,34 @@ func Interceptor[C any](name, version string, make func(C, channel.Settings) (ch
 // Manager serves a session manager; see [Interceptor] for C.
 func Manager[C any](name, version string, make func(C, channel.Settings) (core.Manager, error)) Component {
 	return component("manager", name, version, make)
+}
+
+// Store serves a session manager around a place for sessions: the options of
+// the manager (stored.Config) stand beside those of the store, C, whose names
+// must be others; see [Interceptor] for C.
+func Store[C any](name, version string, make func(C, channel.Settings) (core.Store, error)) Component {
+	return component("manager", name, version, func(o storeOptions[C], s channel.Settings) (core.Manager, error) {
+		store, err := make(o.Store, s)
+		if err != nil {
+			return nil, err
+		}
+		return stored.New(o.Config, store, s)
+	})
+}
+
+// storeOptions are the options of a manager and its store.
+type storeOptions[C any] struct {
+	stored.Config `yaml:",inline"`
+	Store         C `yaml:",inline"`
+}
+
+// Validate implements channel.Validator.
+func (o *storeOptions[C]) Validate() error {
+	err := o.Config.Validate()
+	if v, ok := any(&o.Store).(channel.Validator); ok {
+		err = errors.Join(err, v.Validate())
+	}
+	return err
 }
 
 // Membership serves a membership; see [Interceptor] for C.

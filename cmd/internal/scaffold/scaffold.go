@@ -32,7 +32,9 @@ const (
 )
 
 // Kinds lists what can be written.
-func Kinds() []string { return []string{"interceptor", "valve", "membership", "manager", "deployer"} }
+func Kinds() []string {
+	return []string{"interceptor", "valve", "membership", "manager", "manager-store", "deployer"}
+}
 
 // Options says what to write.
 type Options struct {
@@ -104,8 +106,8 @@ func Write(o Options) ([]string, error) {
 
 // resolve fills in what the options leave open.
 func (o *Options) resolve() (v values, folder string, err error) {
-	if o.Kind == "store" || o.Kind == "manager-store" {
-		return v, "", fmt.Errorf("scaffold: stores of sessions are not available in this version")
+	if o.Kind == "store" {
+		o.Kind = "manager-store"
 	}
 	if !slices.Contains(Kinds(), o.Kind) {
 		return v, "", fmt.Errorf("scaffold: no kind %q (known: %s)", o.Kind, strings.Join(Kinds(), ", "))

@@ -88,7 +88,6 @@ func TestRefused(t *testing.T) {
 		want string
 	}{
 		"kind":         {scaffold.Options{Kind: "widget", Name: "acme/x"}, "no kind"},
-		"store":        {scaffold.Options{Kind: "store", Name: "acme/x"}, "not available in this version"},
 		"name":         {scaffold.Options{Kind: "valve", Name: "x"}, "vendor/name"},
 		"upper":        {scaffold.Options{Kind: "valve", Name: "Acme/X"}, "vendor/name"},
 		"path":         {scaffold.Options{Kind: "valve", Name: "../x"}, "vendor/name"},

@@ -7,6 +7,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/config"
 )
 
 // What a waiting request gets when the store fails.
@@ -23,44 +24,44 @@ const (
 type Config struct {
 	// OnFailure says what a request gets that waits for a store that fails:
 	// continue or fail.
-	OnFailure string `yaml:"on_failure" validate:"oneof=continue fail"`
+	OnFailure string `yaml:"on_failure" default:"continue" validate:"oneof=continue fail"`
 	// Grace bounds how long a request waits for a store or a member that does
 	// not answer.
-	Grace time.Duration `yaml:"grace"`
+	Grace time.Duration `yaml:"grace" default:"1s"`
 	// Delay is how long a change at level async may wait for later ones of the
 	// same session, so that they are written together.
-	Delay time.Duration `yaml:"delay"`
+	Delay time.Duration `yaml:"delay" default:"0s"`
 	// Timeout bounds one call of the store.
-	Timeout time.Duration `yaml:"timeout"`
+	Timeout time.Duration `yaml:"timeout" default:"3s"`
 	// Parallel is how many calls of the store run at the same time.
-	Parallel int `yaml:"parallel"`
+	Parallel int `yaml:"parallel" default:"16"`
 	// MaxPending bounds the changes that wait to be written, in sessions.
 	// Commits wait when it is reached.
-	MaxPending int `yaml:"max_pending"`
+	MaxPending int `yaml:"max_pending" default:"100000"`
 	// RetryMin and RetryMax bound the pauses between attempts while the store
 	// fails.
-	RetryMin time.Duration `yaml:"retry_min"`
-	RetryMax time.Duration `yaml:"retry_max"`
+	RetryMin time.Duration `yaml:"retry_min" default:"50ms"`
+	RetryMax time.Duration `yaml:"retry_max" default:"2s"`
 	// TombstoneTTL is how long at least it is stored that a session has ended.
-	TombstoneTTL time.Duration `yaml:"tombstone_ttl"`
+	TombstoneTTL time.Duration `yaml:"tombstone_ttl" default:"1h"`
 	// ExpireSlack is how long after its time to live a session is stored.
-	ExpireSlack time.Duration `yaml:"expire_slack"`
+	ExpireSlack time.Duration `yaml:"expire_slack" default:"1m"`
 	// SweepInterval is how often a store that does not forget by itself is
 	// cleaned.
-	SweepInterval time.Duration `yaml:"sweep_interval"`
+	SweepInterval time.Duration `yaml:"sweep_interval" default:"1m"`
 	// NoticeBytes is up to which size a change is sent to the other nodes as it
 	// is; of larger ones they are told the key, and those that have the session
 	// live read it from the store.
-	NoticeBytes int `yaml:"notice_bytes"`
+	NoticeBytes int `yaml:"notice_bytes" default:"4096"`
 }
 
 // Defaults returns the defaults.
 func Defaults() Config {
-	return Config{
-		OnFailure: Continue, Grace: time.Second, Timeout: 3 * time.Second, Parallel: 16, MaxPending: 100_000,
-		RetryMin: 50 * time.Millisecond, RetryMax: 2 * time.Second,
-		TombstoneTTL: time.Hour, ExpireSlack: time.Minute, SweepInterval: time.Minute, NoticeBytes: 4 << 10,
+	var c Config
+	if err := config.Defaults(&c); err != nil {
+		panic(err) // a mistake in the tags above
 	}
+	return c
 }
 
 // Validate implements channel.Validator.
