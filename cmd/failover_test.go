@@ -128,14 +128,49 @@ func nodeKilled(t *testing.T, manager, send string) {
 	t.Logf("%s: %d runs, %d with a loss, %d acknowledged writes lost", send, *runs, lostRuns, lostWrites)
 }
 
+// With the manager backup each session is on two of three nodes. When one is
+// killed the missing copies are made on the others, so that a second one may be
+// killed too.
+func TestCopiesAreMadeAgain(t *testing.T) {
+	const users = 60
+	g := newGroup(t)
+	args := []string{"--set", "cluster.send=sync", "--set", "cluster.manager.use=backup"}
+	a, b, c := g.start("a", args...), g.start("b", args...), g.start("c", args...)
+	awaitMembers(3, a, b, c)
+	var all []*client
+	for i := range users {
+		u := newClient(t)
+		for range i + 1 {
+			u.must(t, "GET", []*node{a, b, c}[i%3], "/write")
+		}
+		all = append(all, u)
+	}
+	eventually(t, 30*time.Second, "two copies of each session", func() bool { return known(a)+known(b)+known(c) == 2*users })
+	t.Logf("%d sessions: %d, %d and %d are kept on the three nodes", users, known(a), known(b), known(c))
+	a.kill()
+	took := eventually(t, 30*time.Second, "all sessions on both of the others", func() bool { return known(b) == users && known(c) == users })
+	t.Logf("all copies were there again %v after the kill", took.Round(time.Millisecond))
+	b.kill()
+	for i, u := range all {
+		if got := strings.TrimSpace(u.must(t, "GET", c, "/read")); got != strconv.Itoa(i+1) {
+			t.Errorf("user %d: the last node has %s, want %d", i, got, i+1)
+		}
+	}
+}
+
 // Killing a plugin is an event, not an outage: no request fails, no member is
 // removed, the plugin is back at once and knows what it knew.
 func TestPluginsKilled(t *testing.T) {
+	for _, manager := range managersUnderTest() {
+		t.Run(manager, func(t *testing.T) { pluginsKilled(t, manager) })
+	}
+}
+
+func pluginsKilled(t *testing.T, manager string) {
 	g := newGroup(t)
-	apps := t.TempDir()
-	deploy := []string{"--set", "cluster.send=sync", "--set", "cluster.deployer.use=watch", "--set", "cluster.deployer.dir=" + apps}
-	a := g.start("a", deploy...)
-	b := g.start("b", "--set", "cluster.send=sync")
+	args := []string{"--set", "cluster.send=sync", "--set", "cluster.manager.use=" + manager}
+	a := g.start("a", append(args, "--set", "cluster.deployer.use=watch", "--set", "cluster.deployer.dir="+t.TempDir())...)
+	b := g.start("b", args...)
 	awaitMembers(2, a, b)
 
 	ctx, stop := context.WithCancel(t.Context())

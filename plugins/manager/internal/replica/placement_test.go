@@ -484,7 +484,7 @@ func TestFutureAccess(t *testing.T) {
 			future.LastAccess += (1000 * time.Hour).Milliseconds()
 			ok(t, s.nodes[0].commit(core.Synced, future))
 			ok(t, s.nodes[0].m.Release(t.Context(), []session.Key{key(1)}))
-			pause(2 * time.Hour)
+			pause(35 * time.Minute)
 			for _, n := range s.nodes {
 				if st := n.status(); st.Sessions != 0 || st.Owned != 0 {
 					t.Errorf("copies %d: node %d still has %d sessions", copies, n.index, st.Sessions)
@@ -763,6 +763,114 @@ func BenchmarkCommitPlaced(b *testing.B) {
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*batch), "ns/record")
+		})
+	}
+}
+
+// After its process was stopped for a while a node asks before it answers, and
+// then catches up.
+func TestSlept(t *testing.T) {
+	for copies := range 2 {
+		bubble(t, func(t *testing.T, s *sim) {
+			placedSim(t, s, 2, copies)
+			a, b := s.nodes[0], s.nodes[1]
+			ok(t, a.commit(core.Synced, whole(1, 5), whole(2, 5)))
+			s.mu.Lock()
+			s.drop = func(_, _ int, body []byte) bool { return kind(body[1]) == kindDelta }
+			s.mu.Unlock()
+			ok(t, a.commit(core.Async, change(1, "x", "missed", 2, 1), end(2, session.Invalidated)))
+			pause(time.Second)
+			b.m.slept(time.Now())
+			if v := value(b.load(key(1)), "x"); v != "missed" {
+				t.Errorf("copies %d: just awake: %q", copies, v)
+			}
+			if r := b.load(key(2)); r != nil {
+				t.Errorf("copies %d: just awake, and it has not heard of the end", copies)
+			}
+			b.m.wake()
+			pause(10 * time.Second)
+			if b.m.behind() {
+				t.Errorf("copies %d: still behind", copies)
+			}
+		})
+	}
+}
+
+// SP-05, 06, 07, 09, 10: messages that no node sends are refused, counted once
+// each, and leave nothing behind.
+func TestHostileMessages(t *testing.T) {
+	item := func(record []byte) []byte {
+		pl := place{owner: owner{1, 2}, where: []holder{{node: 2}}}
+		return append(appendPlace(nil, &pl, 3, true), record...)
+	}
+	good := session.AppendBatch(nil, whole(1, 5))
+	named := func(name string) []byte {
+		r := whole(1, 1)
+		r.Attrs[name] = session.Entry{Value: []byte{1}}
+		return session.AppendBatch(nil, r)
+	}
+	huge := whole(1, 1)
+	huge.Attrs["blob"] = session.Entry{Value: make([]byte, 100<<20)}
+	many := session.AppendBatch(nil, &session.Record{Key: key(1)})
+	many = many[: len(many)-1 : len(many)-1]
+	deep := append(slices.Clone(good), bytes.Repeat([]byte{0x81}, 10_000)...)
+	deep[0]++ // one field more, nested deep
+	records := map[string][]byte{
+		"empty name":       named(""),
+		"name of 1 MB":     named(strings.Repeat("x", 1<<20)),
+		"name not UTF-8":   named("\xff"),
+		"nested deep":      deep,
+		"-1 attributes":    append(many, 0x20),
+		"2^31 attributes":  append(many, 0x9a, 0x7f, 0xff, 0xff, 0xff),
+		"session of 100MB": session.AppendBatch(nil, huge),
+		"cut off":          good[:len(good)-1],
+	}
+	for copies := range 2 {
+		bubble(t, func(t *testing.T, s *sim) {
+			placedSim(t, s, 2, copies)
+			a, b := s.nodes[0], s.nodes[1]
+			sent := int64(0)
+			send := func(name string, body []byte) {
+				t.Helper()
+				var got error
+				calls := 0
+				b.m.HandleMessage(t.Context(), a.member, body, func(err error) { got, calls = err, calls+1 })
+				if sent++; calls != 1 || got == nil {
+					t.Errorf("copies %d, %s: done %d times, %v", copies, name, calls, got)
+				}
+				if n := b.m.m.malformed.Value(); n != sent {
+					t.Errorf("copies %d, %s: counted %d times", copies, name, n-sent+1)
+					sent = n
+				}
+			}
+			for name, r := range records {
+				body := appendHeader(nil, kindDelta, 0)
+				if copies > 0 {
+					body = append(append(body, 0), item(r)...)
+				} else {
+					body = append(body, r...)
+				}
+				send(name, body)
+				if err := b.m.Commit(t.Context(), r, core.Async); !errors.Is(err, session.ErrBadRecord) {
+					t.Errorf("copies %d, %s: committed: %v", copies, name, err)
+				}
+				sent++
+			}
+			send("unknown kind", appendHeader(nil, lastKind+1, 0))
+			send("kind 255", appendHeader(nil, 255, 0))
+			if copies > 0 {
+				header := func(k kind, more ...byte) []byte { return append(appendHeader(nil, k, 0), more...) }
+				send("no flags", appendHeader(nil, kindDelta, 0))
+				send("placement only", append(append(appendHeader(nil, kindDelta, 0), 0), item(nil)...))
+				send("2^31-1 holders", append(append(appendHeader(nil, kindDelta, 0), 0), append(make([]byte, 9), 0xff, 0xff, 0xff, 0xff, 0x07)...))
+				send("bad place", header(kindPlace, 0xff))
+				send("bad drop", header(kindDrop, 1, 2, 3))
+				send("drop of nothing", header(kindDrop, 1, 2, 3, 4, 5, 6, 7, 8, 0xff))
+				send("bad gone", header(kindGone, 0xff))
+			}
+			if st := b.status(); st.Sessions != 0 || st.Bytes != 0 || st.Owned != 0 {
+				t.Errorf("copies %d: %+v", copies, st)
+			}
 		})
 	}
 }

@@ -346,7 +346,9 @@ func (m *Manager) applyPlaced(b []byte, from channel.Member, flags byte) (*work,
 	m.settle(w.settle)
 	switch {
 	case err != nil:
-		m.m.malformed.Inc()
+		if !errors.Is(err, errMalformed) { // which handle counts
+			m.m.malformed.Inc()
+		}
 		return w, fmt.Errorf("%s: items of %d bytes: %w", m.name, len(b), err)
 	case w.refused > 0:
 		return w, fmt.Errorf("%s: %d new sessions refused, %d are held already: %w", m.name, w.refused, m.store.sessions.Load(), session.ErrFull)

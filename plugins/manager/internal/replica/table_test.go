@@ -177,7 +177,7 @@ func noAcknowledgedChangeIsLost(t *testing.T, copies int) {
 	}
 }
 
-var seeds = flag.Int("seeds", 3, "how many histories TestRandomWork plays for each number of copies")
+var seeds = flag.Int("seeds", 2, "how many histories TestRandomWork plays for each number of copies")
 
 // TestRandomWork lets users come to any node, with splits and killed managers in
 // between, and proves in the end that all nodes agree, that what was not in
