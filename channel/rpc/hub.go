@@ -367,6 +367,12 @@ func (h *hub) ask(ctx context.Context, c *call, body Body, o channel.Options) {
 }
 
 func (h *hub) send(ctx context.Context, c *call, to []channel.Member, b []byte, o channel.Options) {
+	if len(to) == 1 && !o.Has(channel.UseAck) { // nothing to wait for: the short way
+		if err := h.ch.Send(ctx, to, b, o); err != nil {
+			h.faults(c, to, err)
+		}
+		return
+	}
 	s := &sending{h: h, c: c}
 	if c.mode == None {
 		s.sent = make(chan struct{})
@@ -581,7 +587,11 @@ func (h *hub) serve(m *channel.Message, f *frame) error {
 	// The message ends here, and not with the handler: a caller waits for the
 	// reply, and a connection should not stop for requests that take long.
 	q := &serving{r: r, from: m.From, body: body, f: frame{id: f.id, name: r.name, wait: f.wait, tribes: f.tribes}}
-	go q.run()
+	if r.cfg.Quick {
+		q.run()
+	} else {
+		go q.run()
+	}
 	return nil
 }
 
@@ -634,7 +644,11 @@ func (h *hub) answer(ctx context.Context, to channel.Member, f *frame, o channel
 	f.wait = 0
 	o &^= channel.ObjectStream
 	if !f.tribes {
-		return h.ch.SendDone(ctx, []channel.Member{to}, appendFrame(make([]byte, 0, head+len(f.name)+len(f.body)), f), o, done)
+		b := appendFrame(make([]byte, 0, head+len(f.name)+len(f.body)), f)
+		if !o.Has(channel.UseAck) {
+			return h.ch.Send(ctx, []channel.Member{to}, b, o)
+		}
+		return h.ch.SendDone(ctx, []channel.Member{to}, b, o, done)
 	}
 	b, err := encodeTribes(d, f)
 	if err != nil {

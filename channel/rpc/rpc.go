@@ -70,7 +70,8 @@ type Reply struct {
 }
 
 // Handler answers requests. It runs in a goroutine of its own, many at a time,
-// and may block and make calls itself, also to who has asked. ctx ends when the
+// and may block and make calls itself, also to who has asked (unless
+// Config.Quick is set). ctx ends when the
 // caller does not wait any longer, and when the RPC is closed. The body belongs
 // to the handler. An error is told to a Longhouse caller as text; to a Tribes
 // caller it is a reply of null.
@@ -90,6 +91,10 @@ type Config struct {
 	// ReplyOptions is what replies to Longhouse nodes are sent with; those to
 	// Tribes' nodes have its bits without SyncAck.
 	ReplyOptions channel.Options `yaml:"reply_options"`
+	// Quick says that the handler never blocks and makes no calls. It then runs
+	// where the request was received, which saves waking another thread, and
+	// holds up the connection while it does.
+	Quick bool `yaml:"quick"`
 	// Depth bounds how deep Java values may be nested.
 	Depth int `yaml:"depth"`
 	// LeftOver is told of good replies that came after their call had ended. It

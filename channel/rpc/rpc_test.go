@@ -211,6 +211,19 @@ func TestSendFailure(t *testing.T) {
 	})
 }
 
+// A quick handler answers as any other does.
+func TestQuick(t *testing.T) {
+	group(t, 3, func(t *testing.T, nw *channeltest.SimNet, b *grouptest.Book, nodes []*grouptest.Node) {
+		quick := func(c *Config) { c.Quick = true }
+		a, x, y := open(t, nodes[0], "x", nil), open(t, nodes[1], "x", echo("b"), quick), open(t, nodes[2], "x", echo("c"), quick)
+		for range 20 {
+			r, err := a.Call(t.Context(), nodes[0].View().Members, Bytes([]byte("q")), All, 0)
+			want(t, r, err, "b:q", "c:q")
+		}
+		shut(t, a, x, y)
+	})
+}
+
 func TestZeroMembersAndNames(t *testing.T) { // AR-13, AR-14
 	group(t, 1, func(t *testing.T, nw *channeltest.SimNet, b *grouptest.Book, nodes []*grouptest.Node) {
 		a := open(t, nodes[0], "x", nil)

@@ -200,6 +200,14 @@ func (b *Book) see(n, o *Node, show bool) {
 	}
 }
 
+// See lets n see a member that is in no Book: one of another process.
+func (n *Node) See(m channel.Member) {
+	n.book.mu.Lock()
+	sink := n.sink
+	n.book.mu.Unlock()
+	sink.Observe(channel.MemberEvent{Kind: channel.MemberAdded, Member: m})
+}
+
 // Split lets each group see only its own; nodes in no group see nobody.
 func (b *Book) Split(groups ...[]*Node) {
 	of := map[*Node]int{}
