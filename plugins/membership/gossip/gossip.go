@@ -293,6 +293,7 @@ func New(c Config, s channel.Settings) (channel.Membership, error) {
 	m := &membership{
 		cfg: c, net: s.Net, log: s.Logger, counters: newCounters(s.Metrics), listen: listen,
 		hurry:  make(chan struct{}, 1),
+		fresh:  make(chan struct{}, 1),
 		wake:   make(chan struct{}, 1),
 		quit:   make(chan struct{}),
 		queued: map[string]int{},

@@ -172,6 +172,23 @@ func TestLifeOfAGroup(t *testing.T) {
 		if want.Alive = m.Alive; m != want {
 			t.Errorf("%+v, want %+v", m, want)
 		}
+		if young, _ := peers[4].sees(peers[3].local.ID); young.Alive < 4*time.Second || m.Alive < 4*time.Second {
+			t.Errorf("after 5 s alive for %v and %v", young.Alive, m.Alive)
+		}
+		// All see the same order of age.
+		for i := range peers {
+			var last time.Duration
+			for j := len(peers) - 1; j >= 0; j-- {
+				if i == j {
+					continue
+				}
+				m, _ := peers[i].sees(peers[j].local.ID)
+				if m.Alive <= last {
+					t.Errorf("node %d sees node %d alive for %v, and a younger one for %v", i+1, j+1, m.Alive, last)
+				}
+				last = m.Alive
+			}
+		}
 		// A farewell is heard at once, and as such.
 		for _, p := range peers {
 			p.take()

@@ -245,6 +245,17 @@ func (r *roster) expire(events []channel.MemberEvent, now time.Time) []channel.M
 	return events
 }
 
+// refresh brings the times alive of all members up to date, so that all nodes
+// order them by their age.
+func (r *roster) refresh(events []channel.MemberEvent, now time.Time) []channel.MemberEvent {
+	for _, e := range r.byAddr {
+		if e.until.IsZero() {
+			events = append(events, channel.MemberEvent{Kind: channel.MemberUpdated, Member: e.aged(now)})
+		}
+	}
+	return events
+}
+
 // A farewell is a message of its own, because memberlist does not tell one that
 // leaves from one that is dead.
 const (

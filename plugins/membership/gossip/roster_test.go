@@ -175,7 +175,7 @@ func TestRosterProperties(t *testing.T) {
 			case 3:
 				events, _ = r.farewell(nil, id, begin.Add(start), now)
 			}
-			events = r.expire(events, now)
+			events = r.refresh(r.expire(events, now), now)
 			for _, ev := range events {
 				_, known := in[ev.Member.ID]
 				switch ev.Kind {

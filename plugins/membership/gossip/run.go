@@ -23,6 +23,9 @@ const (
 	// seeds and lost members, perRound how many are tried in one.
 	minSeek, maxSeek = time.Second, 15 * time.Second
 	perRound         = 3
+	// refreshRate bounds the updates of members whose time alive has gone on, by
+	// second.
+	refreshRate = 128
 	// complaintInterval is the least time between two log lines of one kind.
 	complaintInterval = time.Minute
 )
@@ -170,13 +173,18 @@ func (m *membership) run(r *roster, sink channel.MemberSink) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var events []channel.MemberEvent
+	var refreshed time.Time
 	for {
 		events = events[:0]
 		select {
 		case <-m.quit:
 			return
 		case <-tick.C:
-			events = r.expire(events, time.Now())
+			now := time.Now()
+			events = r.expire(events, now)
+			if now.Sub(refreshed) >= time.Duration(len(r.byAddr))*time.Second/refreshRate {
+				events, refreshed = r.refresh(events, now), now
+			}
 		case <-m.wake:
 			for _, c := range m.take() {
 				events = m.apply(events, r, c, time.Now())
