@@ -481,10 +481,14 @@ func TestSixtyFour(t *testing.T) {
 				if err := complete(peers); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(5 * time.Second)
 				// A quiet time, for the traffic. A datagram to the group is sent
 				// once and received by all.
-				const quiet = 20 * time.Second
+				quiet := 20 * time.Second
+				time.Sleep(5 * time.Second)
+				if k.name == "gossip" { // newcomers have caught up; long enough for regular exchanges
+					time.Sleep(40 * time.Second)
+					quiet = 2 * time.Minute
+				}
 				var mu sync.Mutex
 				var sent, received, bytes int
 				once := map[string]bool{}
