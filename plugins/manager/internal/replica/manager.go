@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// workers serve the requests of other members, jobQueue bounds how many of
-	// them wait; more are refused, and asked again later.
+	// workers serve each of two queues of requests of other members, jobQueue
+	// bounds how many wait in one; more are refused, and asked again later.
 	workers  = 4
 	jobQueue = 256
 	// sendTimeout bounds one message of an exchange.
@@ -46,8 +46,9 @@ type Manager struct {
 	log     *zap.Logger
 	store   *store
 	m       metrics
-	buffers sync.Pool // of *bytes.Buffer
-	jobs    chan func()
+	buffers sync.Pool     // of *bytes.Buffer
+	jobs    chan func()   // short ones
+	bulk    chan func()   // those that move sessions
 	kick    chan struct{} // wakes run; capacity 1
 	probes  chan struct{} // wakes watch; capacity 1
 	pings   atomic.Uint64 // the number of the last ping
@@ -94,7 +95,7 @@ func New(name string, c Config, s channel.Settings) (*Manager, error) {
 	}
 	m := &Manager{
 		name: name, cfg: c, log: s.Logger,
-		jobs: make(chan func(), jobQueue), kick: make(chan struct{}, 1),
+		jobs: make(chan func(), jobQueue), bulk: make(chan func(), jobQueue), kick: make(chan struct{}, 1),
 		readyCh: make(chan struct{}), changed: make(chan struct{}),
 		peers: map[channel.UniqueID]*peer{}, exchanges: map[uint64]*exchange{}, fetches: map[uint64]*fetch{},
 		probes: make(chan struct{}, 1), placeKick: make(chan struct{}, 1), unsettled: map[session.Key]struct{}{},
@@ -168,7 +169,8 @@ func (m *Manager) Start(_ context.Context, host core.ManagerHost) error {
 	}
 	m.wg.Go(m.sweep)
 	for range workers {
-		m.wg.Go(m.work)
+		m.wg.Go(func() { m.work(m.jobs) })
+		m.wg.Go(func() { m.work(m.bulk) })
 	}
 	return nil
 }
@@ -410,10 +412,10 @@ func (m *Manager) sweep() {
 }
 
 // work serves requests of other members.
-func (m *Manager) work() {
+func (m *Manager) work(queue <-chan func()) {
 	for {
 		select {
-		case job := <-m.jobs:
+		case job := <-queue:
 			job()
 		case <-m.ctx.Done():
 			return
@@ -498,7 +500,7 @@ func (m *Manager) dispatch(from channel.Member, k kind, id uint64, b []byte) err
 			return err
 		}
 		theirs := parsePairs(rest)
-		return m.enqueue(func() { m.serveDigest(from, id, s, theirs) })
+		return m.enqueueTo(m.bulk, func() { m.serveDigest(from, id, s, theirs) })
 	case kindFetch:
 		flags, rest, err := parseFlags(b)
 		if err != nil {
@@ -530,9 +532,11 @@ func (m *Manager) dispatch(from channel.Member, k kind, id uint64, b []byte) err
 	}
 }
 
-func (m *Manager) enqueue(job func()) error {
+func (m *Manager) enqueue(job func()) error { return m.enqueueTo(m.jobs, job) }
+
+func (m *Manager) enqueueTo(queue chan<- func(), job func()) error {
 	select {
-	case m.jobs <- job:
+	case queue <- job:
 		return nil
 	default:
 		m.m.busy.Inc()

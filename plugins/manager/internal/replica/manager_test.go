@@ -632,6 +632,8 @@ func FuzzMessage(f *testing.F) {
 		select {
 		case job := <-m.jobs:
 			job()
+		case job := <-m.bulk:
+			job()
 		default:
 		}
 	})

@@ -35,7 +35,9 @@ type peer struct {
 	aside     bool
 	sincePing uint64
 	probing   bool // a ping is being sent
-	turns     int  // since the last ping to a stranger
+	answering bool // a pong is being sent; pong is the number of the last ping
+	pong      uint64
+	turns     int // since the last ping to a stranger
 
 	// wanted: an exchange is due at due; failed counts failures in a row.
 	wanted bool
@@ -82,16 +84,17 @@ func (m *Manager) HandleView(_ context.Context, v channel.View) {
 	}
 	m.mu.Lock()
 	now := time.Now()
+	came, left := false, false
 	for _, member := range v.Members {
 		if p := m.peers[member.ID]; p != nil {
 			p.member = member
 			continue
 		}
+		came = true
 		p := &peer{member: member, node: nodeOf(member), since: now, heard: now}
 		p.want(now.Add(m.patience(v.Local, member)))
 		m.peers[member.ID] = p
 	}
-	left := false
 	for id := range m.peers {
 		if _, there := v.Get(id); !there {
 			delete(m.peers, id)
@@ -101,6 +104,9 @@ func (m *Manager) HandleView(_ context.Context, v channel.View) {
 	m.view = v
 	m.regroup()
 	m.mu.Unlock()
+	if !came && !left {
+		return
+	}
 	m.wake()
 	m.probeNow()
 	m.replan(left)
@@ -258,19 +264,41 @@ func (m *Manager) gotPing(from channel.Member, number uint64, b []byte) error {
 		return err
 	}
 	m.mu.Lock()
-	if p := m.peers[from.ID]; p != nil {
-		p.ready = flags&flagReady != 0
-		if !p.hello {
-			m.greet(p)
-		}
+	p := m.peers[from.ID]
+	if p == nil { // it asks again when it is in the view
+		m.mu.Unlock()
+		return nil
 	}
-	ready := m.ready
+	p.ready = flags&flagReady != 0
+	if !p.hello {
+		m.greet(p)
+	}
+	p.pong = number
+	busy := p.answering
+	p.answering = true
 	m.mu.Unlock()
-	return m.enqueue(func() {
+	if !busy && !m.spawn(func() { m.answer(p) }) {
+		return errStopped
+	}
+	return nil
+}
+
+// answer sends pongs until the last ping has been answered.
+func (m *Manager) answer(p *peer) {
+	for number := uint64(0); ; {
+		m.mu.Lock()
+		if p.pong == number || m.ctx.Err() != nil {
+			p.answering = false
+			m.mu.Unlock()
+			return
+		}
+		number = p.pong
+		member, ready := p.member, m.ready
+		m.mu.Unlock()
 		ctx, cancel := context.WithTimeout(m.ctx, m.cfg.FaultGrace)
-		defer cancel()
-		_ = m.host.Send(ctx, []channel.Member{from}, channel.SendNone, append(appendHeader(nil, kindPong, number), m.readyFlag(ready)))
-	})
+		_ = m.host.Send(ctx, []channel.Member{member}, channel.SendNone, append(appendHeader(nil, kindPong, number), m.readyFlag(ready)))
+		cancel()
+	}
 }
 
 // greet notes that a member runs this manager. m.mu is held.

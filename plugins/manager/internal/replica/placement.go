@@ -211,6 +211,9 @@ func (m *Manager) newGroup() *group {
 		}
 	}
 	g.domains = len(domains)
+	if old := m.group.Load(); old != nil && old.self == g.self && slices.Equal(old.ranked, g.ranked) && old.unknown == g.unknown {
+		g.made = old.made
+	}
 	return g
 }
 

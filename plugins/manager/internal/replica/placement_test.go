@@ -188,6 +188,9 @@ func FuzzPlacedMessage(f *testing.F) {
 			case job := <-m.jobs:
 				job()
 				continue
+			case job := <-m.bulk:
+				job()
+				continue
 			case <-done:
 				t.Fatal("done was called twice")
 			default:

@@ -51,7 +51,9 @@ func (m *Manager) replan(left bool) {
 		return
 	}
 	m.placing.Lock()
-	m.scanAt = time.Now().Add(m.cfg.RecreateAfter)
+	if m.scanAt.IsZero() { // further changes do not put it off
+		m.scanAt = time.Now().Add(m.cfg.RecreateAfter)
+	}
 	m.promote = m.promote || left
 	m.placing.Unlock()
 	m.kickPlacer()
