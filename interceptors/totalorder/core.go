@@ -68,6 +68,7 @@ type pending struct {
 	stamp
 	many, decided bool
 	before        uint64
+	previous      uint64 // the message to be waited for; 0 for none
 	clock         uint64 // of the sender when it sent the message
 	m             channel.Message
 	buf           *[]byte // backs m.Body; nil if somebody else's does
@@ -154,7 +155,8 @@ type core struct {
 	queue    []*outgoing // by ordinal
 	lastTime uint64      // of the last decision
 	memory   []decision
-	slow     map[channel.UniqueID]bool // members that are not waited for
+	lastTo   map[channel.UniqueID]uint64 // the last ordinal sent to a member
+	slow     map[channel.UniqueID]bool   // members that are not waited for
 	outboxes map[channel.UniqueID]*outbox
 
 	// Receiving.
@@ -194,6 +196,7 @@ func newCore(cfg Config, s channel.Settings) *core {
 		first:            1,
 		out:              map[uint64]*outgoing{},
 		memory:           make([]decision, maxMemory),
+		lastTo:           map[channel.UniqueID]uint64{},
 		slow:             map[channel.UniqueID]bool{},
 		outboxes:         map[channel.UniqueID]*outbox{},
 		senders:          map[senderKey]*sender{},
@@ -357,6 +360,15 @@ func (c *core) begin(ctx context.Context, m *channel.Message, to []channel.Membe
 	c.ordinal++
 	c.active = append(c.active, false)
 	r := request{epoch: c.epoch, ordinal: c.ordinal, before: c.first, clock: c.clock, options: m.Options & restored, many: many}
+	if !many && len(to) == 1 {
+		r.previous = c.lastTo[to[0].ID]
+	}
+	for i := range to {
+		if _, known := c.lastTo[to[i].ID]; !known && len(c.lastTo) >= maxSenders {
+			clear(c.lastTo)
+		}
+		c.lastTo[to[i].ID] = r.ordinal
+	}
 	if !many {
 		return r, nil, nil
 	}
@@ -375,10 +387,16 @@ func (c *core) begin(ctx context.Context, m *channel.Message, to []channel.Membe
 	return r, o, nil
 }
 
-// sent notes that the call that sends an own message has ended.
-func (c *core) sent(ordinal uint64) {
+// sent notes that the call that sends an own message has ended. Nobody is to
+// wait for one that failed.
+func (c *core) sent(ordinal uint64, to []channel.Member, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for i := range to {
+		if err != nil && c.lastTo[to[i].ID] == ordinal {
+			delete(c.lastTo, to[i].ID)
+		}
+	}
 	c.active[ordinal-c.first] = true
 	for len(c.active) > 0 && c.active[0] {
 		c.active = c.active[1:]
@@ -613,7 +631,7 @@ func (c *core) request(ctx context.Context, l channel.Link, m *channel.Message, 
 			c.mu.Unlock()
 			return err
 		}
-		if !r.many && len(c.heap) == 0 && !c.busy && len(s.list) == 0 {
+		if !r.many && len(c.heap) == 0 && !c.busy && len(s.list) == 0 && s.seen(r.previous) {
 			return c.straight(ctx, l, s, m, r)
 		}
 		if len(c.heap) < c.cfg.QueueMessages && c.bytes+size <= c.cfg.QueueSize && s.bytes+size <= c.cfg.SenderSize {
@@ -642,6 +660,9 @@ func (c *core) request(ctx context.Context, l channel.Link, m *channel.Message, 
 			}
 		}
 		if full {
+			c.mu.Lock()
+			s.remember(r.ordinal) // nobody waits for it
+			c.mu.Unlock()
 			c.refusedFull.Inc()
 			return fmt.Errorf("totalorder: %w: received messages wait for their turn", channel.ErrQueueFull)
 		}
@@ -677,6 +698,11 @@ func (s *sender) had(ordinal uint64) bool {
 	return s.waiting[ordinal] != nil || slices.Contains(s.last[:], ordinal)
 }
 
+// seen reports whether a message has come, or cannot be waited for; c.mu is held.
+func (s *sender) seen(ordinal uint64) bool {
+	return ordinal == 0 || ordinal < s.floor || s.had(ordinal)
+}
+
 // take keeps a copy of a received message; c.mu is held.
 func (c *core) take(s *sender, m *channel.Message, r request) {
 	p, ok := c.pool.Get().(*pending)
@@ -696,7 +722,7 @@ func (c *core) take(s *sender, m *channel.Message, r request) {
 // member has to agree; c.mu is held.
 func (c *core) keep(s *sender, p *pending, r request) {
 	p.stamp = stamp{c.now(), s.key.id, s.key.epoch, r.ordinal}
-	p.s, p.since, p.clock = s, time.Now(), r.clock
+	p.s, p.since, p.clock, p.previous = s, time.Now(), r.clock, r.previous
 	p.asked, p.size = p.since, int64(len(p.m.Body))+heldOverhead
 	s.waiting[r.ordinal] = p
 	s.bytes += p.size
@@ -716,10 +742,10 @@ func (c *core) settle(s *sender) {
 	n := 0
 	for ; n < len(s.list); n++ {
 		p := s.list[n]
-		if p.many && !p.decided {
+		if !p.decided && (p.many || !s.seen(p.previous)) {
 			break
 		}
-		if !p.many && !p.decided {
+		if !p.decided {
 			// Nobody else has to agree: the earliest place that is left after
 			// all that the sender knew of.
 			p.time, p.decided = max(s.raise, p.clock+1, c.last.time), true
@@ -872,6 +898,7 @@ func (c *core) gone(id channel.UniqueID, lost bool) {
 	var undecided []*pending
 	c.mu.Lock()
 	delete(c.slow, id)
+	delete(c.lastTo, id)
 	for _, o := range c.queue {
 		for i := range o.to {
 			if o.to[i].ID == id {
@@ -940,7 +967,13 @@ func (c *core) tick(now time.Time) {
 		}
 		for _, p := range slices.Clone(s.list) {
 			switch {
-			case !p.many || p.decided:
+			case p.decided:
+			case !p.many:
+				if p.previous != 0 && now.Sub(p.since) >= c.cfg.DecideTimeout { // it will not come
+					p.previous = 0
+					c.settle(s)
+					c.signal()
+				}
 			case now.Sub(p.since) >= c.cfg.Expire:
 				c.lost.Inc()
 				c.remove(p)

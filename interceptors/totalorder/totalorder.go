@@ -133,7 +133,7 @@ func (o *Interceptor) HandleSend(ctx context.Context, l channel.Link, m *channel
 	if err != nil {
 		return channel.Failed(m.To, err)
 	}
-	defer o.core.sent(r.ordinal)
+	defer func() { o.core.sent(r.ordinal, to, err) }()
 	// The result passes by the core: who has failed proposes nothing.
 	orig, quiet := m, m.Done == nil && m.Options.Has(restored)
 	switch {

@@ -606,6 +606,39 @@ func TestHostileInput(t *testing.T) {
 	})
 }
 
+// A message that overtakes the one before it waits for that, for a while.
+func TestOvertaking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newGroup(t, 1, nil).nodes[0]
+		receive := func(ordinal, previous uint64) {
+			t.Helper()
+			r := request{epoch: 1, ordinal: ordinal, before: ordinal, previous: previous}
+			if err := n.Receive(t.Context(), &channel.Message{From: member(1), Options: channel.SendNone | channel.TotalOrder, Body: appendRequest(fmt.Append(nil, ordinal), r)}); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+		}
+		want := func(bodies ...string) {
+			t.Helper()
+			if got := n.Top.Bodies(); !slices.Equal(got, bodies) {
+				t.Errorf("delivered %q, want %q", got, bodies)
+			}
+		}
+		receive(3, 2)
+		receive(2, 1)
+		want()
+		receive(1, 0)
+		want("1", "2", "3")
+		receive(9, 7) // 7 is lost
+		want("1", "2", "3")
+		time.Sleep(1500 * time.Millisecond)
+		synctest.Wait()
+		want("1", "2", "3", "9")
+		receive(12, 9)
+		want("1", "2", "3", "9", "12")
+	})
+}
+
 // What nobody decides is bounded, and goes away.
 func TestFloodOfUndecided(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

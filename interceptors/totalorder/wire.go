@@ -10,11 +10,11 @@ import (
 // Every message of the layer ends with a trailer, so that the body stays where
 // it is. All numbers are big endian.
 //
-//	request: body · epoch 8 · ordinal 8 · before 8 · clock 8 · options 4 · kind 1 · "LHT" 3
+//	request: body · epoch 8 · ordinal 8 · before 8 · previous 8 · clock 8 · options 4 · kind 1 · "LHT" 3
 //	control: entries · clock 8 · kind 1 · "LHT" 3
 //	entry:   what 1 · epoch 8 · ordinal 8 · stamp 8
 const (
-	requestTrailer = 8 + 8 + 8 + 8 + 4 + 1 + 3
+	requestTrailer = 8 + 8 + 8 + 8 + 8 + 4 + 1 + 3
 	controlTrailer = 8 + 1 + 3
 	entrySize      = 1 + 8 + 8 + 8
 	maxEntries     = 4096 // of one control message
@@ -40,7 +40,10 @@ type request struct {
 	// before is the lowest ordinal whose sending had not ended when this one
 	// began: all lower ones were sent earlier.
 	before uint64
-	clock  uint64
+	// previous is, with one destination, the ordinal of the message that was
+	// sent to it before; 0 if there is none to wait for.
+	previous uint64
+	clock    uint64
 	// options are those of the application that did not travel with the message.
 	options channel.Options
 	many    bool
@@ -56,6 +59,7 @@ func appendRequest(b []byte, r request) []byte {
 	b = binary.BigEndian.AppendUint64(b, r.epoch)
 	b = binary.BigEndian.AppendUint64(b, r.ordinal)
 	b = binary.BigEndian.AppendUint64(b, r.before)
+	b = binary.BigEndian.AppendUint64(b, r.previous)
 	b = binary.BigEndian.AppendUint64(b, r.clock)
 	b = binary.BigEndian.AppendUint32(b, uint32(r.options))
 	kind := byte(kindOne)
@@ -95,14 +99,15 @@ func parseRequest(b []byte) (body []byte, r request, err error) {
 	}
 	t := b[n:]
 	r = request{
-		epoch:   binary.BigEndian.Uint64(t),
-		ordinal: binary.BigEndian.Uint64(t[8:]),
-		before:  binary.BigEndian.Uint64(t[16:]),
-		clock:   binary.BigEndian.Uint64(t[24:]),
-		options: channel.Options(binary.BigEndian.Uint32(t[32:])),
-		many:    t[36] == kindMany,
+		epoch:    binary.BigEndian.Uint64(t),
+		ordinal:  binary.BigEndian.Uint64(t[8:]),
+		before:   binary.BigEndian.Uint64(t[16:]),
+		previous: binary.BigEndian.Uint64(t[24:]),
+		clock:    binary.BigEndian.Uint64(t[32:]),
+		options:  channel.Options(binary.BigEndian.Uint32(t[40:])),
+		many:     t[44] == kindMany,
 	}
-	if r.ordinal == 0 || r.before > r.ordinal || r.options&^restored != 0 {
+	if r.ordinal == 0 || r.before > r.ordinal || r.previous >= r.ordinal || r.options&^restored != 0 {
 		return nil, request{}, errMalformed
 	}
 	return b[:n:n], r, nil
