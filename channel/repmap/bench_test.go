@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/longhouse-go/longhouse/channel"
-	"github.com/longhouse-go/longhouse/channel/internal/grouptest"
+	"github.com/longhouse-go/longhouse/channel/channeltest/grouptest"
 )
 
 // BenchmarkPut measures a write that the other member has confirmed, between two

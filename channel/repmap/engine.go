@@ -617,6 +617,21 @@ func (e *engine) forget(id channel.UniqueID) {
 	e.wake()
 }
 
+// absent takes the word of a member, asked by compare, that it has no such map.
+// One that has said otherwise meanwhile is noted for another comparison, and
+// not forgotten: the two messages may have overtaken each other.
+func (e *engine) absent(id channel.UniqueID) {
+	e.mu.Lock()
+	_, again := e.pulls[id]
+	if !again {
+		delete(e.tribes, id)
+	}
+	e.mu.Unlock()
+	if !again {
+		e.forget(id)
+	}
+}
+
 // later notes that the map should be compared with that of a member.
 func (e *engine) later(id channel.UniqueID) {
 	e.mu.Lock()

@@ -14,7 +14,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
-	"github.com/longhouse-go/longhouse/channel/internal/grouptest"
+	"github.com/longhouse-go/longhouse/channel/channeltest/grouptest"
 )
 
 // one is a node with a map.

@@ -125,7 +125,7 @@ func (e *engine) compare(m channel.Member) error {
 	e.mu.Unlock()
 	answer, err := e.ask(m, &message{Op: opDigest, Digests: mine[:]})
 	if errors.Is(err, rpc.ErrAbsent) {
-		e.forget(m.ID)
+		e.absent(m.ID)
 		return nil
 	}
 	if err != nil {

@@ -75,7 +75,7 @@ func (e *engine) meetTribes(m channel.Member) error {
 	hello.Primary = e.localMember()
 	a, err := e.request(e.ctx, m, hello)
 	if errors.Is(err, rpc.ErrAbsent) {
-		e.forgetTribes(m.ID)
+		e.absent(m.ID)
 		return nil
 	}
 	if err != nil {
@@ -243,6 +243,19 @@ func (e *engine) hear(_ context.Context, m *channel.Message) (bool, error) {
 	return true, nil
 }
 
+// stampTribes returns the stamp for a message that follows old. All who have
+// the same record before it come to the same stamp, whatever their clocks say:
+// one may be told of the value and the others only where it is.
+func (e *engine) stampTribes(old *record, kind int32) stamp {
+	switch {
+	case old != nil:
+		return stamp{Counter: old.Stamp.Counter + 1}
+	case kind == jser.MapBackup || kind == jser.MapCopy:
+		return e.stampNow(nil)
+	}
+	return stamp{Counter: 1} // less than that of whoever has the value
+}
+
 // takeTribes takes what a MapMessage says.
 func (e *engine) takeTribes(from channel.Member, m *jser.MapMessage) {
 	switch m.Type {
@@ -268,7 +281,7 @@ func (e *engine) takeTribes(from channel.Member, m *jser.MapMessage) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	old := e.get(key)
-	in := &record{Key: key, Stamp: e.stampNow(old)}
+	in := &record{Key: key, Stamp: e.stampTribes(old, m.Type)}
 	in.Stamp.Writer, in.Stamp.Primary = writer, writer
 	if e.cfg.Lazy {
 		for _, n := range m.Nodes {
@@ -300,9 +313,10 @@ func (e *engine) takeTribes(from channel.Member, m *jser.MapMessage) {
 			if old.Stamp.Primary == writer && slices.Equal(old.Backups, in.Backups) {
 				return
 			}
-			if m.Type == jser.MapNotifyMember || old.Has && e.holds(in) {
-				in.Stamp.Counter, in.Stamp.Writer, in.Stamp.Epoch = old.Stamp.Counter, old.Stamp.Writer, old.Stamp.Epoch+1
-			}
+			// Tribes removes an entry before it writes it anew, so this is no
+			// new value. It must not count as one: whoever has the value would
+			// give it up for a record that has none.
+			in.Stamp.Counter, in.Stamp.Writer, in.Stamp.Epoch = old.Stamp.Counter, old.Stamp.Writer, old.Stamp.Epoch+1
 		}
 	default:
 		return
@@ -320,7 +334,9 @@ func (e *engine) serveTribes(from channel.Member, b rpc.Body) (rpc.Body, error) 
 	e.foreign.Inc()
 	switch m.Type {
 	case jser.MapInit, jser.MapStart, jser.MapPing:
-		if m.Type != jser.MapPing {
+		// With INIT the other one asks who is there. It is no member yet: what
+		// it were given now it would lose when it takes the state.
+		if m.Type == jser.MapStart {
 			e.addTribes(from)
 			e.later(from.ID)
 		}

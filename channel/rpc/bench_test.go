@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
-	"github.com/longhouse-go/longhouse/channel/internal/grouptest"
+	"github.com/longhouse-go/longhouse/channel/channeltest/grouptest"
 	"github.com/longhouse-go/longhouse/channel/wire"
 )
 

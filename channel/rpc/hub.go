@@ -339,6 +339,10 @@ func (h *hub) ask(ctx context.Context, c *call, body Body, o channel.Options) {
 		case c.to[i].ID == local:
 			h.askSelf(ctx, c, i, body)
 		case h.isNative(&c.to[i]):
+			if len(c.to) == 1 {
+				natives = c.to
+				break
+			}
 			if natives == nil {
 				natives = make([]channel.Member, 0, len(c.to)-i)
 			}
@@ -352,7 +356,7 @@ func (h *hub) ask(ctx context.Context, c *call, body Body, o channel.Options) {
 		if err != nil {
 			h.faults(c, natives, err)
 		} else {
-			h.send(ctx, c, natives, appendFrame(nil, &f), o)
+			h.send(ctx, c, natives, appendFrame(make([]byte, 0, head+len(f.name)+len(f.body)), &f), o)
 		}
 	}
 	if len(tribes) > 0 {

@@ -233,6 +233,10 @@ type call struct {
 	missing int           // absent or gone
 	done    chan struct{} // capacity 1
 	over    bool
+
+	// Room for a call to one member.
+	oneDest  [1]dest
+	oneReply [1]Reply
 }
 
 // Call asks the members and waits as the mode says. o says how requests are
@@ -256,7 +260,12 @@ func (r *RPC) Call(ctx context.Context, to []channel.Member, body Body, m Mode, 
 		return nil, fmt.Errorf("rpc: call %q: %w", r.name, err)
 	}
 	r.sent.Inc()
-	c := &call{rpc: r, mode: m, to: to, dests: make([]dest, len(to)), done: make(chan struct{}, 1)}
+	c := &call{rpc: r, mode: m, to: to, done: make(chan struct{}, 1)}
+	if len(to) == 1 {
+		c.dests, c.replies = c.oneDest[:], c.oneReply[:0]
+	} else {
+		c.dests = make([]dest, len(to))
+	}
 	for i := range to {
 		c.dests[i].id = to[i].ID
 	}

@@ -17,7 +17,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
-	"github.com/longhouse-go/longhouse/channel/internal/grouptest"
+	"github.com/longhouse-go/longhouse/channel/channeltest/grouptest"
 	"github.com/longhouse-go/longhouse/channel/wire/jser"
 )
 
