@@ -70,7 +70,7 @@ func FuzzSealed(f *testing.F) {
 	}
 	genuine := map[string]bool{}
 	now := time.Now()
-	p.turned = now // with a nonce of zeros: the processes of a fuzzer must agree
+	p.turned = now     // with a nonce of zeros: the processes of a fuzzer must agree
 	for i := range 2 { // lists of more have no order
 		rec := channel.Member{ID: channel.UniqueID{byte(i + 1)}, Host: netip.MustParseAddr("10.0.0.9"), Port: 4000, SecurePort: -1, UDPPort: -1, Payload: "p"}
 		b := p.seal(wire.AppendMember(nil, rec), now)
