@@ -413,3 +413,64 @@ func TestMixedCallers(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// What a peer answers instead of one acknowledgement in time: the message fails or
+// succeeds once, under a counter of its own, and the next one is not touched by it.
+func TestAnswersToOneMessage(t *testing.T) {
+	nonsense := wire.AppendCredit(wire.AppendCredit(nil, 1<<63, 1<<64-1), 0, 0)
+	for _, c := range []struct {
+		name    string
+		early   string // before any message
+		answer  string // to every message
+		after   time.Duration
+		counter string
+		want    error // of the first message; nil: it succeeds
+	}{
+		{"for no message", wire.Ack, wire.Ack, 0, "channel_send_unexpected_total", nil},
+		{"twice", "", wire.Ack + wire.Ack, 0, "channel_send_unexpected_total", nil},
+		{"negative, and no reason", "", wire.NegativeAck, 0, "channel_send_negative_total", channel.ErrNegativeAck},
+		{"negative and positive", "", wire.NegativeAck + wire.Ack, 0, "channel_send_unexpected_total", channel.ErrNegativeAck},
+		{"never", "", "", 0, "channel_send_timeouts_total", channel.ErrAckTimeout},
+		{"after the timeout", "", wire.Ack, 5 * time.Second, "channel_send_timeouts_total", channel.ErrAckTimeout},
+		{"half", "", wire.Ack[:10], 0, "channel_send_timeouts_total", channel.ErrAckTimeout},
+		{"other payload of that length", "", "FLT2002\x00\x00\x00\x03abcTLF2003", 0, "channel_send_unexpected_total", channel.ErrDisconnected},
+		{"frame of 2 GiB", "", "FLT2002\x7f\xff\xff\xff", 0, "channel_send_unexpected_total", channel.ErrDisconnected},
+		{"credit that was not asked for", string(nonsense), wire.Ack, 0, "", nil},
+		{"credit for ever, and no answer", "", string(nonsense), 0, "channel_send_timeouts_total", channel.ErrAckTimeout},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			sim(t, func(t *testing.T, _ *channeltest.SimNet, a, b *channeltest.SimNode) {
+				addr := handMade(t, b, b.IP(), func(conn net.Conn) {
+					_, _ = conn.Write([]byte(c.early))
+					readMessages(conn, func(*channel.Message) bool {
+						time.Sleep(c.after)
+						_, _ = conn.Write([]byte(c.answer))
+						return true
+					})
+				})
+				good := receive(t, b, b.IP(), true, func(context.Context, *channel.Message) error { return nil })
+				s := send(t, a)
+				to := memberAt(addr, true)
+				begin := time.Now()
+				err := s.Send(t.Context(), s.message(channel.SendAck, "x", to))
+				early := c.early != "" && c.counter != "" // then the connection may be lost before or after
+				if !errors.Is(err, c.want) && !early || err != nil && c.want == nil && !early {
+					t.Errorf("ended with %v, want %v", err, c.want)
+				}
+				if d := time.Since(begin); d > 8*time.Second {
+					t.Errorf("it took %v", d)
+				}
+				if c.counter != "" {
+					eventually(t, "it is counted", func() bool { return value(s.metrics, c.counter) >= 1 })
+				}
+				if err := s.Send(t.Context(), s.message(channel.SendSyncAck, "x", good.member)); err != nil {
+					t.Errorf("to another member: %v", err)
+				}
+				time.Sleep(10 * time.Second) // what is late comes to nobody
+				if n := value(s.metrics, "channel_send_messages_total"); n != 2 {
+					t.Errorf("%d messages counted", n)
+				}
+			})
+		})
+	}
+}

@@ -132,6 +132,15 @@ func TestHostileBytes(t *testing.T) {
 			{"wrong trailer", "frame_end", wrongEnd, 0},
 			{"id length -1", "message_id", put(f, 23, 1<<32-1), 0},
 			{"id length 0", "message_id", put(f, 23, 0), 0},
+			{"id length of 2 GiB", "message_id", put(f, 23, 1<<31-1), 0},
+			{"sender length -1", "sender", put(f, 43, 1<<32-1), 0},
+			{"sender length 0", "body", put(f, 43, 0), 0},
+			{"body length -1", "body", put(f, len(f)-7-2-4, 1<<32-1), 0},
+			{"body length of 2 GiB", "body", put(f, len(f)-7-2-4, 1<<31-1), 0},
+			{"credit", "unexpected_ack", wire.AppendCredit(nil, 1, 1<<62), 0},
+			{"trailer of the frame before", "frame_marker", append(good.frame(channel.SendNone, "first"), "TLF2003"...), 1},
+			{"half a byte mark", "frame_marker", []byte("FLT2001"), 0},
+			{"noise", "frame_marker", bytes.Repeat([]byte{0}, 100_000), 0},
 			{"host past the end", "member_fields", func() []byte {
 				b := bytes.Clone(f)
 				b[11+32+4+34] = 16
