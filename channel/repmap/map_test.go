@@ -15,6 +15,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/channel/channeltest/grouptest"
+	"github.com/longhouse-go/longhouse/channel/rpc"
 )
 
 // one is a node with a map.
@@ -506,6 +507,59 @@ func TestBounds(t *testing.T) {
 		must(t, m.Put(t.Context(), "a", "2"))
 		if _, err := New[string, string](w.nodes[0].Channel, "x", Config{}, channel.Settings{}); err == nil {
 			t.Error("an empty configuration was accepted")
+		}
+	})
+}
+
+// Messages that are none, that come from another kind of map or that lie about
+// sizes are refused and counted, and change nothing.
+func TestHostileMessages(t *testing.T) {
+	c := DefaultConfig()
+	c.MaxKey, c.MaxValue = 100, 100
+	run(t, c, 2, func(t *testing.T, w *world) {
+		must(t, w.nodes[0].m.Put(t.Context(), "k", "v"))
+		asker := w.nodes[0].m.e.rpc
+		to := []channel.Member{w.nodes[1].Local()}
+		id := channel.UniqueID{1}
+		rec := func(key string, value []byte, counter uint64) record {
+			return record{Key: key, Stamp: stamp{Counter: counter, Writer: id, Primary: id}, Has: true, Value: value}
+		}
+		send := func(m *message) error {
+			b, err := encode(m)
+			must(t, err)
+			_, err = asker.Call(t.Context(), to, rpc.Bytes(b), rpc.First, 0)
+			return err
+		}
+		for _, raw := range []string{"", "\xff", "\x80", strings.Repeat("\x81", 100), "\x9f\xff"} {
+			if _, err := asker.Call(t.Context(), to, rpc.Bytes([]byte(raw)), rpc.First, 0); err == nil {
+				t.Errorf("%q was accepted", raw)
+			}
+		}
+		for _, m := range []*message{
+			{}, {Op: ops}, {Op: opDigest, Digests: make([]uint64, 3)}, {Op: opList, Parts: []int{-1}}, {Op: opList, Parts: []int{parts}},
+			{Op: opPut, Records: []record{{Key: "k", Stamp: stamp{Counter: 1}, Value: []byte("x")}}},
+			{Op: opPut, Records: []record{{Key: "k", Stamp: stamp{Counter: 1}, Backups: make([]channel.UniqueID, 17)}}},
+			{Op: opPut, Records: []record{{Key: "k"}}},
+		} {
+			if err := send(m); err == nil {
+				t.Errorf("%+v was accepted", m)
+			}
+		}
+		if n := w.nodes[1].Count("repmap_refused_total", "reason=malformed"); n != 13 {
+			t.Errorf("%v malformed", n)
+		}
+		if err := send(&message{Op: opDigest, Lazy: true}); err == nil || w.nodes[1].Count("repmap_refused_total", "reason=kind") != 1 {
+			t.Errorf("another kind of map: %v", err)
+		}
+		must(t, send(&message{Op: opPut, Records: []record{
+			rec(strings.Repeat("k", 101), nil, 1), rec("a", make([]byte, 101), 1), rec("b", nil, 1<<63),
+		}}))
+		if n := w.nodes[1].Count("repmap_refused_total", "reason=too_large"); n != 3 {
+			t.Errorf("%v too large", n)
+		}
+		w.verify()
+		if n := w.nodes[1].m.Len(); n != 1 {
+			t.Errorf("%d entries", n)
 		}
 	})
 }

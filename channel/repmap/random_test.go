@@ -13,7 +13,7 @@ import (
 // invariant holds, nothing that was removed is back, and as long as nobody has
 // crashed nothing that was written is lost.
 func TestRandom(t *testing.T) {
-	seeds := 8
+	seeds := 5
 	if testing.Short() {
 		seeds = 2
 	}

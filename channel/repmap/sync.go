@@ -375,7 +375,7 @@ func (e *engine) offerAll(m channel.Member, recs []*record, value bool) {
 // serve answers other members' requests.
 func (e *engine) serve(ctx context.Context, from channel.Member, b rpc.Body) (rpc.Body, error) {
 	if b.Bytes == nil {
-		return e.serveTribes(from, b)
+		return e.serveTribes(ctx, from, b)
 	}
 	q, err := decode(b.Bytes)
 	if err != nil {

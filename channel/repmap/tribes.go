@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/rpc"
@@ -325,7 +326,7 @@ func (e *engine) takeTribes(from channel.Member, m *jser.MapMessage) {
 }
 
 // serveTribes answers Tribes' requests.
-func (e *engine) serveTribes(from channel.Member, b rpc.Body) (rpc.Body, error) {
+func (e *engine) serveTribes(ctx context.Context, from channel.Member, b rpc.Body) (rpc.Body, error) {
 	m, ok := b.Object.(*jser.MapMessage)
 	if !ok || !e.cfg.Tribes {
 		e.refused["malformed"].Inc()
@@ -359,6 +360,15 @@ func (e *engine) serveTribes(from channel.Member, b rpc.Body) (rpc.Body, error) 
 		m.Value = r.Value
 		return rpc.Object(m), nil
 	case jser.MapState, jser.MapStateCopy:
+		// A node that has just joined has no state to give yet. It waits only
+		// for a moment: the other one may be what it waits for itself.
+		moment := time.NewTimer(min(e.cfg.Timeout, 2*time.Second))
+		defer moment.Stop()
+		select {
+		case <-e.ready:
+		case <-moment.C:
+		case <-ctx.Done():
+		}
 		return e.stateForTribes(m)
 	}
 	return rpc.Body{}, fmt.Errorf("repmap: request %d of a Tribes' map: %w", m.Type, channel.ErrBadMessage)

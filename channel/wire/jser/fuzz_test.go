@@ -9,7 +9,7 @@ import (
 var channelHost = netip.MustParseAddr("127.0.0.1")
 
 func seeds(f *testing.F) {
-	for _, file := range files {
+	for _, file := range append(files, "extra.json") {
 		for _, v := range load(f, file) {
 			if b := unhex(f, v.Hex); len(b) < 4000 {
 				f.Add(b)

@@ -276,7 +276,7 @@ func (s *source) buffer(v []Char, n int32, builder bool) *StringBuffer {
 	if !ok {
 		s.bad = true
 	}
-	return &StringBuffer{builder, t}
+	return &StringBuffer{builder, t, int32(len(v))}
 }
 
 func (s *source) bigInteger() *big.Int {

@@ -93,6 +93,11 @@ func lowerBuffer(x *StringBuffer) *Object {
 		units, raw = append(units, Char(u)), raw[n:]
 	}
 	n := int32(len(units))
+	if more := x.Capacity - n; more > 1<<16 { // room that is only zeros
+		return nil
+	} else if more > 0 {
+		units = append(units, make([]Char, more)...)
+	}
 	if !x.Builder {
 		return object(stringBuffer, []Value{n, false, units}, stringBuffer, nil)
 	}

@@ -102,6 +102,8 @@ type Locale struct{ Language, Script, Country, Variant, Extensions string }
 type StringBuffer struct {
 	Builder bool
 	Text    string
+	// Capacity is how many characters it has room for, if more than it holds.
+	Capacity int32
 }
 
 // RPCMessage is a Tribes RpcMessage.
