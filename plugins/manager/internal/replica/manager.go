@@ -75,6 +75,7 @@ type Manager struct {
 	view      channel.View
 	changed   chan struct{} // closed and replaced with every view
 	peers     map[channel.UniqueID]*peer
+	silent    map[channel.UniqueID]bool // left the view while they were aside
 	exchanges map[uint64]*exchange
 	fetches   map[uint64]*fetch
 	ready     bool
@@ -97,7 +98,7 @@ func New(name string, c Config, s channel.Settings) (*Manager, error) {
 		name: name, cfg: c, log: s.Logger,
 		jobs: make(chan func(), jobQueue), bulk: make(chan func(), jobQueue), kick: make(chan struct{}, 1),
 		readyCh: make(chan struct{}), changed: make(chan struct{}),
-		peers: map[channel.UniqueID]*peer{}, exchanges: map[uint64]*exchange{}, fetches: map[uint64]*fetch{},
+		peers: map[channel.UniqueID]*peer{}, silent: map[channel.UniqueID]bool{}, exchanges: map[uint64]*exchange{}, fetches: map[uint64]*fetch{},
 		probes: make(chan struct{}, 1), placeKick: make(chan struct{}, 1), unsettled: map[session.Key]struct{}{},
 		state: "not started",
 	}

@@ -94,11 +94,17 @@ func (m *Manager) HandleView(_ context.Context, v channel.View) {
 		p := &peer{member: member, node: nodeOf(member), since: now, heard: now}
 		p.want(now.Add(m.patience(v.Local, member)))
 		m.peers[member.ID] = p
+		if m.silent[member.ID] { // in the view again, but it has not answered yet
+			p.aside, p.catch, p.sincePing = true, true, m.pings.Load()+1
+		}
 	}
-	for id := range m.peers {
+	for id, p := range m.peers {
 		if _, there := v.Get(id); !there {
 			delete(m.peers, id)
 			left = true
+			if p.aside {
+				m.remember(id)
+			}
 		}
 	}
 	m.view = v
@@ -110,6 +116,18 @@ func (m *Manager) HandleView(_ context.Context, v channel.View) {
 	m.wake()
 	m.probeNow()
 	m.replan(left)
+}
+
+// maxSilent bounds the members that are remembered as silent.
+const maxSilent = 4096
+
+// remember notes that a member left the view without an answer, so that nobody
+// waits for it again if it comes back as it was. m.mu is held.
+func (m *Manager) remember(id channel.UniqueID) {
+	if len(m.silent) >= maxSilent {
+		clear(m.silent)
+	}
+	m.silent[id] = true
 }
 
 // regroup tells everybody who waits for a member that something has changed.
@@ -323,6 +341,7 @@ func (m *Manager) gotPong(from channel.Member, number uint64, b []byte) error {
 		}
 		if p.aside && number >= p.sincePing {
 			p.aside, p.heard, back = false, time.Now(), true
+			delete(m.silent, from.ID)
 			p.failed = 0
 			p.want(p.heard)
 			m.regroup()

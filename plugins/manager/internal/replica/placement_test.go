@@ -639,6 +639,36 @@ func TestFrozen(t *testing.T) {
 	}
 }
 
+// A frozen member that the membership takes out and in again costs nobody a wait
+// each time.
+func TestFrozenComesAndGoes(t *testing.T) {
+	for copies := range 2 {
+		bubble(t, func(t *testing.T, s *sim) {
+			placedSim(t, s, 2, copies)
+			a, b := s.nodes[0], s.nodes[1]
+			s.freeze(1, true)
+			ok(t, a.commit(core.Synced, whole(1, 5)))
+			start := time.Now()
+			for range 5 {
+				a.version++
+				a.m.HandleView(t.Context(), channel.NewView(a.version, a.member, nil))
+				ok(t, a.commit(core.Synced, change(1, "x", "y", 2, 1)))
+				a.version++
+				a.m.HandleView(t.Context(), channel.NewView(a.version, a.member, []channel.Member{b.member}))
+				ok(t, a.commit(core.Synced, change(1, "x", "z", 3, 1)))
+			}
+			if d := time.Since(start); d > 100*time.Millisecond {
+				t.Errorf("copies %d: %v of waiting", copies, d)
+			}
+			s.freeze(1, false)
+			pause(20 * time.Second)
+			if v := value(b.load(key(1)), "x"); v != "z" {
+				t.Errorf("copies %d: the frozen node has %q", copies, v)
+			}
+		})
+	}
+}
+
 // A state transfer that fails keeps a node unready if that is wanted.
 func TestNeedStart(t *testing.T) {
 	bubble(t, func(t *testing.T, s *sim) {
