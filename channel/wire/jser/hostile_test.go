@@ -119,6 +119,29 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// TestOtherFlags: a listed class whose description says another way of writing
+// than it has does no harm.
+func TestOtherFlags(t *testing.T) {
+	for name, c := range classes {
+		for _, flags := range []byte{plain, custom, external} {
+			s := begin().raw(tcObject, tcClassDesc).text(name).raw(0, 0, 0, 0, 0, 0, 0, 1, flags)
+			s = append(s, byte(len(c.Fields)>>8), byte(len(c.Fields)))
+			for _, f := range c.Fields {
+				s = s.raw(f.Type[0]).text(f.Name)
+				if f.Type[0] == 'L' || f.Type[0] == '[' {
+					s = s.raw(tcString).text(f.Type)
+				}
+			}
+			s = s.raw(tcEnd, tcNull)
+			for _, rest := range [][]byte{nil, {tcEnd}, bytes.Repeat([]byte{tcNull}, 100), append(bytes.Repeat([]byte{tcNull}, len(c.Fields)), tcEnd), bytes.Repeat([]byte{0}, 100)} {
+				if v, err := Decode(append(s[:len(s):len(s)], rest...), Limits{}); err == nil {
+					_, _ = Encode(v)
+				}
+			}
+		}
+	}
+}
+
 // TestDeltaCounts: a declared number of actions is not believed.
 func TestDeltaCounts(t *testing.T) {
 	for _, n := range []int32{-1, 1<<31 - 1, 1} {

@@ -22,7 +22,7 @@ type source struct {
 func (s *source) field(name string) Value {
 	for i := range s.o.Parts {
 		p := &s.o.Parts[i]
-		for k := range p.Class.Fields {
+		for k := range p.Fields { // none if it claims to be externalizable
 			if p.Class.Fields[k].Name == name {
 				return p.Fields[k]
 			}
