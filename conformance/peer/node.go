@@ -331,9 +331,11 @@ type Map struct {
 }
 
 // OpenMap opens a map; kind is "lazy" or "full". It blocks until other nodes
-// have answered.
+// have answered. The map sends as those of Tomcat's managers do, with
+// synchronized acknowledgements: with Tribes' own default, plain ones, a new
+// value may overtake the removal of the old one.
 func (n *Node) OpenMap(ctx context.Context, kind, id string) (*Map, error) {
-	_, err := n.Call(ctx, "mapOpen", "map", id, "kind", kind)
+	_, err := n.Call(ctx, "mapOpen", "map", id, "kind", kind, "options", "6")
 	return &Map{n, id}, err
 }
 

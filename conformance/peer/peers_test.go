@@ -37,6 +37,8 @@ func TestPeers(t *testing.T) {
 			{"rpc/calls", testCalls},
 			{"rpc/modes", testModes},
 			{"rpc/late", testLate},
+			{"map/full", func(t *testing.T, j *peer.JVM) { testMap(t, j, false) }},
+			{"map/lazy", func(t *testing.T, j *peer.JVM) { testMap(t, j, true) }},
 			{"objects", testObjects},
 			{"election", testElection},
 			{"datagrams", testDatagrams},

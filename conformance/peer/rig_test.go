@@ -23,6 +23,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
+	"github.com/longhouse-go/longhouse/channel/rpc"
 	"github.com/longhouse-go/longhouse/channel/tcp"
 	"github.com/longhouse-go/longhouse/channel/udp"
 	"github.com/longhouse-go/longhouse/conformance/peer"
@@ -278,7 +279,11 @@ func (g *group) longhouse(change func(c *nodeConfig)) *longhouse {
 	if err := n.Start(within(g.t)); err != nil {
 		g.t.Fatal(err)
 	}
-	g.t.Cleanup(n.stop)
+	detach := rpc.Attach(n.Channel, s) // says at once which services it has not
+	g.t.Cleanup(func() {
+		detach()
+		n.stop()
+	})
 	return n
 }
 
