@@ -67,6 +67,9 @@ type entry struct {
 	// changes counts what was heard of the member, so that the result of a
 	// contact that began before does not count.
 	changes int
+	// doubts counts the reasons to contact it, so that an answer from before
+	// does not count. (A contact that fails is one itself.)
+	doubts int
 	// complained: a conflict has been logged.
 	complained bool
 }
@@ -240,7 +243,7 @@ func (x *Interceptor) contact(ctx context.Context, l channel.Link, e *entry) (do
 	if e.record.Host != host && !e.announced {
 		e.record.Host = host
 	}
-	to, before := e.record, e.changes
+	to, before, doubts := e.record, e.changes, e.doubts
 	x.mu.Unlock()
 	if to.Addr() == l.Local().Addr() || to.ID == l.Local().ID {
 		return true, true
@@ -263,7 +266,7 @@ func (x *Interceptor) contact(ctx context.Context, l channel.Link, e *entry) (do
 		}
 		return false, false
 	}
-	if e.changes != before {
+	if e.changes != before || e.doubts != doubts {
 		return !e.contact, false
 	}
 	if e.record.ID.IsZero() {
@@ -397,6 +400,14 @@ func (e *entry) gone() {
 	e.awake()
 }
 
+// check has the member contacted at once. A contact that has begun before does
+// not count; Interceptor.mu is held.
+func (e *entry) check() {
+	e.doubts++
+	e.contact, e.after = true, time.Time{}
+	e.awake()
+}
+
 func (e *entry) awake() {
 	select {
 	case e.wake <- struct{}{}:
@@ -438,12 +449,10 @@ func (x *Interceptor) HandleMember(ctx context.Context, l channel.Link, ev chann
 		case ev.Final():
 			e.gone()
 		case ev.Kind == channel.MemberLost && e.announced:
-			e.contact, e.after = true, time.Time{}
-			e.awake()
+			e.check()
 			return nil // the contact decides
 		case ev.Kind == channel.MemberSuspected:
-			e.contact, e.after = true, time.Time{}
-			e.awake()
+			e.check()
 		}
 	}
 	return l.Announce(ctx, ev)

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -246,6 +247,75 @@ func TestDeafMemberIsNotShown(t *testing.T) {
 		l.Close()
 		<-done
 	})
+}
+
+// names is a network with a name service of its own.
+type names struct {
+	*channeltest.SimNode
+	addr *atomic.Pointer[string] // of "node2"; nil while it is not known
+}
+
+func (n names) ResolveUDPAddr(network, address string) (*net.UDPAddr, error) {
+	ip := n.addr.Load()
+	if ip == nil || !strings.HasPrefix(address, "node2:") {
+		return nil, fmt.Errorf("no such host: %s", address)
+	}
+	return n.SimNode.ResolveUDPAddr(network, strings.Replace(address, "node2", *ip, 1))
+}
+
+// A member by name: unknown at first, then somewhere, then somewhere else.
+func TestNames(t *testing.T) {
+	for _, ids := range []bool{true, false} {
+		channeltest.Run(t, channeltest.SimConfig{}, func(t *testing.T, nw *channeltest.SimNet) {
+			c := list(2, 1, ids)
+			c.Members[1].Host = "node2"
+			s := channel.Settings{Net: names{nw.Node("10.0.0.1"), new(atomic.Pointer[string])}, Metrics: channel.NewMetrics()}
+			addr := s.Net.(names).addr
+			x, err := New(c, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stack, err := channel.NewStack(channel.Layer{Interceptor: x})
+			if err != nil {
+				t.Fatal(err)
+			}
+			rc := tcp.DefaultReceiverConfig()
+			rc.Address = "10.0.0.1"
+			a, err := channel.New(channel.Config{Stack: stack, Sender: tcp.NewSender(tcp.DefaultSenderConfig(), s), Receiver: tcp.NewReceiver(rc, s)}, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(30 * time.Second)
+			if n := count(s.Metrics, "staticmember_resolve_errors_total"); n < 3 || n > 20 || len(a.View().Members) != 0 {
+				t.Errorf("%v look-ups in half a minute", n)
+			}
+			for _, ip := range []string{"10.0.0.2", "10.0.0.3"} {
+				local := list(2, 2, ids)
+				if ids {
+					local.Local = Local{UniqueID: hexID(2)}
+				}
+				b := start(t, nw.Node(ip), local, false)
+				addr.Store(&ip)
+				within(t, time.Minute, ip, func() bool {
+					return len(a.View().Members) == 1 && a.View().Has(b.Local()) && a.View().Members[0].Host.String() == ip
+				})
+				b.sim.Kill()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				_ = b.Stop(ctx)
+				cancel()
+				within(t, time.Minute, "death", func() bool {
+					_ = a.Send(t.Context(), a.View().Members, []byte("x"), channel.SendAck)
+					return len(a.View().Members) == 0
+				})
+			}
+			if err := a.Stop(context.WithoutCancel(t.Context())); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 // embed is a static layer without a network.
