@@ -3,6 +3,7 @@ package channel
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -23,6 +24,18 @@ type Settings struct {
 	// WorkDir is a private directory the component may write to; empty when it
 	// has none.
 	WorkDir string
+	// BaseDir is where relative paths of options begin: the node's working
+	// directory; empty for this process's own. See Path.
+	BaseDir string
+}
+
+// Path returns a path of the options as one that this process can use, which
+// may have another working directory than the node.
+func (s Settings) Path(p string) string {
+	if p == "" || s.BaseDir == "" || filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(s.BaseDir, p)
 }
 
 // Decode fills a configuration struct from what the user wrote. It is strict:

@@ -81,6 +81,9 @@ func (p *program) command() (*exec.Cmd, error) {
 // environment is all that a plugin process gets to see of the node's.
 func (p *program) environment(dir string) []string {
 	env := []string{"TMPDIR=" + dir, bridge.EnvPrivateDir + "=" + dir}
+	if base, err := os.Getwd(); err == nil {
+		env = append(env, bridge.EnvBaseDir+"="+base)
+	}
 	for _, name := range append([]string{"TZ", "LANG"}, p.host.cfg.Env...) {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)
@@ -118,7 +121,11 @@ func (p *program) launch(ctx context.Context, n int, h frame.Handler) (*generati
 
 // connect starts the process and connects both planes.
 func (p *program) connect(ctx context.Context, n int, h frame.Handler, run *process) (*generation, error) {
-	run.cmd.Dir = run.dir
+	if p.isExternal {
+		// What comes with the node stays where the node is: relative paths of its
+		// options mean the same in every mode.
+		run.cmd.Dir = run.dir
+	}
 	run.cmd.Env = p.environment(run.dir)
 	data, err := run.inherit(!p.host.cfg.Stream)
 	if err != nil {

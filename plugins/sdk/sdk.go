@@ -195,7 +195,7 @@ func (s *service) Configure(_ context.Context, setup bridge.Setup) (stream bool,
 	s.metrics = channel.NewMetrics()
 	c, err := s.make(bridge.Decoder(setup.Options, setup.Origin), channel.Settings{
 		Name: setup.Instance, Logger: s.log.Named(setup.Name), Net: network,
-		Metrics: s.metrics, WorkDir: setup.WorkDir,
+		Metrics: s.metrics, WorkDir: setup.WorkDir, BaseDir: os.Getenv(bridge.EnvBaseDir),
 	})
 	if err != nil {
 		return false, err

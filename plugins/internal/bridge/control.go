@@ -29,6 +29,8 @@ const (
 	// EnvPrivateDir is the directory of one start of the process, for its
 	// socket and temporary files. Who ends last removes it.
 	EnvPrivateDir = "LONGHOUSE_PLUGIN_DIR"
+	// EnvBaseDir is the node's working directory, see channel.Settings.BaseDir.
+	EnvBaseDir = "LONGHOUSE_PLUGIN_BASE_DIR"
 	// PrivateDirPrefix starts the name of every such directory.
 	PrivateDirPrefix = "lhplugin-"
 	// DataDescriptor is the number of the inherited data plane.

@@ -73,14 +73,14 @@ var tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,47}$`)
 var Factory = stored.FactoryOf("persistent", Default(), func(c *Config) *stored.Config { return &c.Config }, Open)
 
 // Open returns the store of a configuration.
-func Open(c Config, _ channel.Settings) (core.Store, error) {
+func Open(c Config, s channel.Settings) (core.Store, error) {
 	switch c.Store {
 	case "sqlite":
-		return NewSQLite(c.File, c.Table)
+		return NewSQLite(s.Path(c.File), c.Table)
 	case "postgres":
 		return NewPostgres(c.DSN.Reveal(), c.Password.Reveal(), c.Table, c.Parallel)
 	}
-	dir, err := filepath.Abs(c.Directory)
+	dir, err := filepath.Abs(s.Path(c.Directory))
 	if err != nil {
 		return nil, fmt.Errorf("persistent: directory: %w", err)
 	}

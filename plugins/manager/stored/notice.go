@@ -3,6 +3,7 @@ package stored
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -88,7 +89,8 @@ func (m *Manager) notifier() {
 }
 
 // send tells members something. A member that does not take it although it is
-// in the view is put aside.
+// in the view is put aside. The error names those that have refused it; those
+// that are silent will read the store when they answer again.
 func (m *Manager) send(to []channel.Member, body []byte, wait bool) error {
 	if len(to) == 0 {
 		return nil
@@ -110,12 +112,19 @@ func (m *Manager) send(to []channel.Member, body []byte, wait bool) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	var refused []channel.Fault
 	for _, f := range se.Faults {
+		if errors.Is(f.Err, channel.ErrNegativeAck) {
+			refused = append(refused, f)
+		}
 		if !m.closed && !m.aside[f.Member.ID] && slices.ContainsFunc(m.members, f.Member.Is) {
 			m.aside[f.Member.ID] = true
 			m.log.Warn("a member does not take notices of changes; its live sessions may be old until it answers", zap.Stringer("member", f.Member), zap.Error(f.Err))
 			m.work.Go(func() { m.bringBack(f.Member) })
 		}
+	}
+	if len(refused) > 0 {
+		return fmt.Errorf("stored: tell the other nodes: %w", &channel.SendError{Faults: refused})
 	}
 	return nil
 }
