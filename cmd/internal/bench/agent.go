@@ -138,9 +138,8 @@ func measure(s subject, option string, size, senders int, d time.Duration) (stri
 		r := &results[i]
 		r.hist = hdrhistogram.New(1, maxLatency, digits)
 		wg.Go(func() {
-			for {
-				begin := time.Now()
-				if begin.After(stop) {
+			for begin := time.Now(); ; begin = time.Now() {
+				if r.sent+r.failed > 0 && begin.After(stop) { // once at least, however late it is
 					return
 				}
 				err := send()

@@ -265,7 +265,7 @@ func (g *group) run(c Cell, d time.Duration) (Run, error) {
 		}
 	}
 	if r.Sent == 0 {
-		return r, errors.New("nothing could be sent")
+		return r, fmt.Errorf("all of %d messages failed", r.Failed)
 	}
 	r.Seconds = float64(end-start) / 1e9
 	r.PerSecond = float64(r.Delivered) / r.Seconds

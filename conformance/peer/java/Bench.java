@@ -152,7 +152,7 @@ public final class Bench implements ChannelListener, RpcCallback {
                 long ok = 0, bad = 0;
                 for (;;) {
                     long begin = System.nanoTime();
-                    if (begin > stop) {
+                    if (ok + bad > 0 && begin > stop) { // once at least, however late it is
                         break;
                     }
                     for (int n = 0; n < every; n++) {
