@@ -148,7 +148,7 @@ func TestNodeFrozen(t *testing.T) {
 					// The numbers are those of a machine that has nothing else to
 					// do; elsewhere it is enough that nobody waits for the channel's
 					// or the freeze's end.
-					wait, share := 3*time.Second, 0.3
+					wait, share := 4*time.Second, 0.05
 					if *strict {
 						wait, share = 1500*time.Millisecond, 0.9
 					}
