@@ -139,3 +139,12 @@ func (m *Message) Defer() func(error) {
 
 // When returns the time of the message.
 func (m *Message) When() time.Time { return time.UnixMilli(m.Time) }
+
+// ProbeBody is the body of the messages by which failure detectors check a
+// member: what Tribes' TcpFailureDetector sends. Being acknowledged is all they
+// are for: no listener sees them, whether the member has a failure detector or
+// not.
+const ProbeBody = "\x4f\xa7\x73\x48\x79\x82\x43\xc9\x9f\x6f\x89\x80\xa1\x5b\x07\x14" +
+	"\x7d\xd9\x52\x5b\xeb\xf1\x43\x9a\xb7\x7e\xbe\x8f\x81\x67\x1e\xb6" +
+	"\x37\x15\xbe\x87\x45\x7e\x4c\xa8\xbf\x0a\x4d\x13\x53\x38\x15\x32" +
+	"\x55\xf6\x94\xb7\x3a\xfa\x40\x78\x91\x04\x7d\xd7\x72\x84\xc0\xd5"

@@ -97,6 +97,9 @@ func (in *incoming) Defer() func(error) {
 
 // top hands a message to the listeners.
 func (c *Channel) top(ctx context.Context, m *Message) error {
+	if len(m.Body) == len(ProbeBody) && string(m.Body) == ProbeBody {
+		return nil
+	}
 	var panicked error
 	for _, e := range *c.listeners.Load() {
 		handled, err := c.ask(ctx, e.l, m)
