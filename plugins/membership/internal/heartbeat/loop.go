@@ -284,6 +284,9 @@ func (m *Membership) readAll(conn transport.UDPConn, own complaints) (received b
 		h, reason := m.opener.open(buf[:n])
 		if reason != "" {
 			m.counters.bad[reason].Inc()
+			if isMessage(buf[:n]) {
+				continue // sent to the group, for another socket
+			}
 			if text, kind := complaint(reason); own.due(kind, time.Now()) {
 				m.log.Warn(text, zap.String("reason", reason), zap.Int("bytes", n), zap.Stringer("from", from))
 			}
@@ -295,6 +298,12 @@ func (m *Membership) readAll(conn transport.UDPConn, own complaints) (received b
 			return received, channel.ErrClosed
 		}
 	}
+}
+
+// isMessage reports whether a datagram starts as the frame of a message does.
+func isMessage(b []byte) bool {
+	const begin = 7 // bytes of a frame's mark
+	return len(b) >= begin && string(b[:begin]) == wire.Ack[:begin]
 }
 
 // complaint says what an operator should know of a datagram that was refused,
