@@ -290,10 +290,11 @@ func (c *inbound) call(m *channel.Message) (panicked bool, err error) {
 	return false, c.r.deliver(c.r.ctx, m)
 }
 
-// openWindow begins to grant credit, if the sender understands it.
+// openWindow begins to grant credit, if the sender understands it and has been
+// told that it will get some.
 func (c *inbound) openWindow(from channel.Member) {
 	w := int64(c.r.cfg.WindowBytes)
-	if a, ok := from.Announcement(); ok && a.Credited && w > 0 {
+	if a, ok := from.Announcement(); ok && a.Credited && w > 0 && c.r.credits.Load() {
 		c.granted.Store(w)
 		c.window.Store(w)
 	}

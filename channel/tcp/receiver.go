@@ -33,6 +33,7 @@ type Receiver struct {
 	met receiverMetrics
 
 	held                  atomic.Int64 // bytes of read buffers, all connections
+	credits               atomic.Bool  // senders are told of credit, see Describe
 	refuseGate, panicGate gate
 	deliver               func(context.Context, *channel.Message) error
 	ctx                   context.Context // of deliver; ends when Stop is out of patience
@@ -237,7 +238,11 @@ func (r *Receiver) Start(_ context.Context, deliver func(context.Context, *chann
 
 // Describe implements channel.Describer.
 func (r *Receiver) Describe(m *channel.Member, a *channel.Announcement) {
-	a.TLS, a.Credit = channel.IsSecured(r.net), int64(r.cfg.WindowBytes)
+	a.TLS = channel.IsSecured(r.net)
+	if a.Pipelined { // else connections have one message in flight, and nobody reads anything but its acknowledgement
+		a.Credit = int64(r.cfg.WindowBytes)
+	}
+	r.credits.Store(a.Pipelined)
 	if a.TLS {
 		m.SecurePort = m.Port
 	}
