@@ -251,4 +251,3 @@ func (r *reader) clusterForStores(pos config.Pos) {
 	r.warn(pos, "sessions are in a store, but there is no Cluster: nodes on this machine find each other, others do not",
 		"the nodes tell each other what has changed, so that none serves an old copy", "write a Cluster, or set cluster.channel.receiver.address and the membership")
 }
-
