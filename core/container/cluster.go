@@ -15,7 +15,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/rpc"
 	"github.com/longhouse-go/longhouse/channel/secure"
+	"github.com/longhouse-go/longhouse/channel/staticservice"
 	"github.com/longhouse-go/longhouse/channel/tcp"
 	"github.com/longhouse-go/longhouse/channel/udp"
 	"github.com/longhouse-go/longhouse/core"
@@ -177,7 +179,7 @@ func (n *Node) newCluster() (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	membership, err := n.plugins.Membership(pluginSpec(cfg.Channel.Membership, "cluster"), n.settings("membership"))
+	membership, err := newMembership(cfg.Channel.Membership, n.plugins, n.settings("membership"))
 	if err != nil {
 		return nil, err
 	}
@@ -224,6 +226,32 @@ func (n *Node) newCluster() (*cluster, error) {
 		}
 	}
 	return c, nil
+}
+
+// inChannel is the membership that speaks over the node's own channel, and so
+// cannot be a process of its own.
+var inChannel = channel.FactoryOf("staticservice", staticservice.Default(), func(c staticservice.Config, s channel.Settings) (channel.Membership, error) {
+	return staticservice.New(c, s)
+})
+
+// newMembership makes the membership of a configuration.
+func newMembership(comp config.Component, host core.PluginHost, s channel.Settings) (channel.Membership, error) {
+	if comp.Use != inChannel.Name {
+		return host.Membership(pluginSpec(comp, "cluster"), s)
+	}
+	m, err := inChannel.New(comp.Decode, s)
+	if err != nil {
+		return nil, fmt.Errorf("%s: cluster.channel.membership: %w", comp.Pos, err)
+	}
+	return m, nil
+}
+
+// checkMembership checks a choice without making anything.
+func checkMembership(comp config.Component, host core.PluginHost) error {
+	if comp.Use == inChannel.Name {
+		return inChannel.Check(comp.Decode)
+	}
+	return host.Check("membership", pluginSpec(comp, ""))
 }
 
 // channelSettings are the settings of everything that talks to other nodes over
@@ -310,10 +338,16 @@ func (c *cluster) start(ctx context.Context, n *Node) error {
 		}
 		s.undo = append(s.undo, unbind)
 	}
+	// Who calls for a reply that nobody here gives learns that at once.
+	detach := rpc.Attach(c.channel, n.settings("rpc"))
 	if err := c.channel.Start(ctx); err != nil {
+		detach()
 		return err
 	}
-	n.onStop("channel", 5*time.Second, c.channel.Stop)
+	n.onStop("channel", 5*time.Second, func(ctx context.Context) error {
+		detach()
+		return c.channel.Stop(ctx)
+	})
 	local := c.channel.Local()
 	for _, s := range c.sessions {
 		if err := s.start(ctx, c, local); err != nil {

@@ -109,7 +109,7 @@ func (c *checker) cluster(ctx context.Context, cl *config.Cluster, inter *channe
 	check := func(kind, path string, comp config.Component) {
 		c.note(comp.Pos, path, host.Check(kind, pluginSpec(comp, "")))
 	}
-	check("membership", "cluster.channel.membership", cl.Channel.Membership)
+	c.note(cl.Channel.Membership.Pos, "cluster.channel.membership", checkMembership(cl.Channel.Membership, host))
 	check("manager", "cluster.manager", cl.Manager)
 	if cl.Deployer != nil {
 		check("deployer", "cluster.deployer", *cl.Deployer)

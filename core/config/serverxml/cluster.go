@@ -384,8 +384,8 @@ func (r *reader) membership(el *element, cl *config.Cluster) {
 	case class == "CloudMembershipService":
 		r.cloudMembership(a, el, cl)
 		return
-	case missingMemberships[class] != "":
-		r.unavailable(el.pos, "the membership "+class, missingMemberships[class]+"; with --lenient multicast takes its place", "use McastService, or the membership static in YAML")
+	case class == "StaticMembershipService":
+		r.staticService(a, el, cl)
 		return
 	default:
 		r.unavailable(el.pos, "the membership class "+cut(class), "the class is not known; with --lenient multicast takes its place", "")

@@ -3,6 +3,7 @@ package serverxml
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/longhouse-go/longhouse/core/config"
 )
@@ -206,4 +207,41 @@ func (r *reader) staticMembers(el *element, o map[string]any) {
 	if members != nil {
 		o["members"] = members
 	}
+}
+
+// staticService reads a StaticMembershipService.
+func (r *reader) staticService(a *attrs, el *element, cl *config.Cluster) {
+	o := map[string]any{}
+	r.staticMembers(el, o)
+	members, _ := o["members"].([]any)
+	for _, m := range members {
+		m := m.(map[string]any)
+		for k := range m {
+			if k != "host" && k != "port" {
+				delete(m, k)
+			}
+		}
+	}
+	delete(o, "local")
+	if len(members) == 0 {
+		r.fail(el.pos, "the StaticMembershipService has no Member", `add <Member className="org.apache.catalina.tribes.membership.StaticMember" host="…" port="4000"/> for each node`)
+	}
+	name := r.cluster.attr("clusterName")
+	if name == "" {
+		if name = r.cfg.Engine.Name; r.clusterHost != "" {
+			name = r.clusterHost
+		}
+	}
+	o["channel"] = name + "-Channel" // as Tomcat calls it
+	for attr, option := range map[string]string{"expirationTime": "expiration", "connectTimeout": "timeout", "rpcTimeout": "timeout", "pingInterval": "ping_interval"} {
+		if d, ok := a.millis(attr); ok && d > 0 {
+			if have, ok := o[option].(time.Duration); !ok || d > have {
+				o[option] = d
+			}
+		}
+	}
+	a.ignore("useThread")
+	a.done()
+	r.note(el.pos, "Tomcat nodes of the group need a uniqueId in their LocalMember", "by default all of them have the same one, and cannot be told apart", "")
+	cl.Channel.Membership = config.NewComponent("staticservice", o, el.pos)
 }

@@ -59,9 +59,6 @@ var (
 		"RequestTrackingHostValve":    "without it sessions are not kept in memcached",
 		"RequestTrackingContextValve": "without it sessions are not kept in memcached",
 	}
-	missingMemberships = map[string]string{
-		"StaticMembershipService": "members are listed",
-	}
 )
 
 // whyMissing says why a class cannot be had and what to do. Beside those of the
