@@ -9,6 +9,7 @@ import (
 	"github.com/longhouse-go/longhouse/core/admin"
 	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/core/session"
+	"github.com/longhouse-go/longhouse/core/table"
 )
 
 // SessionReport is what /v1/sessions answers.
@@ -27,6 +28,11 @@ type TableReport struct {
 	Status core.ManagerStatus `json:"status"`
 	// Sessions are some of them, as far as asked for.
 	Sessions []session.Summary `json:"sessions"`
+	// Conflicts are the latest attributes that two nodes changed without seeing
+	// each other's change, as far as this node held the session; Disputed is
+	// how many there were in all.
+	Disputed  int64            `json:"disputed"`
+	Conflicts []table.Conflict `json:"conflicts"`
 }
 
 // StackReport is what /v1/stack answers.
@@ -110,7 +116,7 @@ func (n *Node) sessionReport(limit int) SessionReport {
 	all = append(all, n.local)
 	var r SessionReport
 	for _, s := range all {
-		t := TableReport{Manager: s.name, Live: s.table.Len()}
+		t := TableReport{Manager: s.name, Live: s.table.Len(), Disputed: s.table.Status().Conflicts, Conflicts: s.table.Conflicts(limit)}
 		if s.manager != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
 			var err error

@@ -18,11 +18,17 @@ import (
 //   - MaxInactive is that of the higher version;
 //   - an attribute is that of the higher version. Two different values of one
 //     version cannot come from correct nodes; a deletion wins then, otherwise
-//     the greater bytes.
+//     the greater bytes;
+//   - attributes with a rule ([Counter], [Max], [Union]) are joined by it.
 //
 // r takes over the values of other without copying them. The keys must be equal;
 // Merge does not look at them.
-func (r *Record) Merge(other *Record) (conflicts int) {
+func (r *Record) Merge(other *Record) (conflicts int) { return r.MergeEach(other, nil) }
+
+// MergeEach is Merge; it calls each, unless it is nil, for every attribute that
+// two nodes had changed independently, with the entry that is kept and the one
+// that is lost.
+func (r *Record) MergeEach(other *Record, each func(name string, kept, lost Entry)) (conflicts int) {
 	if r.End != Living || other.End != Living {
 		r.mergeEnd(other)
 		return 0
@@ -38,11 +44,23 @@ func (r *Record) Merge(other *Record) (conflicts int) {
 	}
 	for name, theirs := range other.Attrs {
 		ours, both := r.Attrs[name]
-		if both && ours.conflicts(theirs) {
-			conflicts++
-		}
-		if !both || ours.yields(theirs) {
+		if !both {
 			r.Attrs[name] = theirs
+			continue
+		}
+		e, changed, conflict := mergeEntry(ours, theirs)
+		if conflict {
+			conflicts++
+			if each != nil {
+				kept, lost := ours, theirs
+				if changed {
+					kept, lost = theirs, ours
+				}
+				each(name, kept, lost)
+			}
+		}
+		if changed {
+			r.Attrs[name] = e
 		}
 	}
 	return conflicts

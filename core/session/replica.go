@@ -43,13 +43,13 @@ func (p *Replica) Merge(r *Record) (conflicts int) {
 			p.attrs = slices.Insert(p.attrs, i, replicaAttr{unique.Make(name).Value(), theirs})
 			continue
 		}
-		ours := &p.attrs[i].Entry
-		if ours.conflicts(theirs) {
+		e, changed, conflict := mergeEntry(p.attrs[i].Entry, theirs)
+		if conflict {
 			conflicts++
 		}
-		if ours.yields(theirs) {
-			ours.Version, ours.Deleted = theirs.Version, theirs.Deleted
-			ours.Value = bytes.Clone(theirs.Value)
+		if changed {
+			e.Value = bytes.Clone(e.Value)
+			p.attrs[i].Entry = e
 		}
 	}
 	return conflicts
@@ -113,8 +113,9 @@ func (p *Replica) AppendTo(dst []byte, key Key) []byte {
 const digestAccess = 60_000
 
 // Digest returns a hash of the versions that the replica has. It is the same on
-// all nodes for equal replicas. Values are not hashed: their versions stand for
-// them. Access times count in minutes.
+// all nodes for equal replicas. Values are not hashed, because their versions
+// stand for them, but those with a rule are: what two nodes have joined has the
+// version of one of the parts. Access times count in minutes.
 func (p *Replica) Digest() uint64 {
 	h := fnvStart
 	h = h.uint(uint64(p.created))
@@ -122,6 +123,9 @@ func (p *Replica) Digest() uint64 {
 	h = h.version(p.maxInactiveVersion)
 	for i := range p.attrs {
 		h = h.text(p.attrs[i].name).version(p.attrs[i].Version)
+		if isRuled(p.attrs[i].Value) {
+			h = h.text(string(p.attrs[i].Value))
+		}
 	}
 	return uint64(h)
 }

@@ -38,6 +38,9 @@ func anyRecord(t *rapid.T, label string, ends bool) *Record {
 		e := Entry{Version: anyVersion(t, label+name)}
 		if e.Deleted = rapid.Bool().Draw(t, label+name+"del"); !e.Deleted {
 			e.Value = []byte{byte(rapid.IntRange(0, 2).Draw(t, label+name+"v"))}
+			if rapid.Bool().Draw(t, label+name+"ruled") {
+				e.Value = anyRuled(t, label+name)
+			}
 		}
 		if r.Attrs == nil {
 			r.Attrs = map[string]Entry{}

@@ -45,8 +45,15 @@ func Encode(v any) ([]byte, error) {
 }
 
 // Decode decodes the bytes of an attribute value into the pointer into. Values
-// nested deeper than 64 levels are refused.
+// nested deeper than 64 levels are refused. Of an attribute with a merge rule it
+// decodes what it stands for: the number or the list.
 func Decode(b []byte, into any) error {
+	if v, ok := parseRuled(b); ok {
+		var err error
+		if b, err = Encode(v.plain()); err != nil {
+			return err
+		}
+	}
 	if err := decMode.Unmarshal(b, into); err != nil {
 		return fmt.Errorf("session: decode into a %T: %w", into, err)
 	}

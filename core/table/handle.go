@@ -1,6 +1,7 @@
 package table
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -56,24 +57,23 @@ func (h *handle) Dirty() bool {
 	return h.s.dirty()
 }
 
-// value returns the encoded attribute; nil if it is not set.
-func (h *handle) value(name string) ([]byte, session.Version, error) {
+// entry returns the attribute; its value is nil if it is not set.
+func (h *handle) entry(name string) (session.Entry, error) {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
 	if h.s.rec.End != session.Living {
-		return nil, session.Version{}, session.ErrInvalid
+		return session.Entry{}, session.ErrInvalid
 	}
-	e := h.s.rec.Attrs[name]
-	return e.Value, e.Version, nil
+	return h.s.rec.Attrs[name], nil
 }
 
 // Get implements session.Session.
 func (h *handle) Get(name string, into any) (bool, error) {
-	b, _, err := h.value(name)
-	if b == nil || err != nil {
+	e, err := h.entry(name)
+	if e.Value == nil || err != nil {
 		return false, err
 	}
-	if err := session.Decode(b, into); err != nil {
+	if err := session.Decode(e.Value, into); err != nil {
 		return true, fmt.Errorf("attribute %q: %w", name, err)
 	}
 	return true, nil
@@ -134,6 +134,18 @@ func (h *handle) Update(name string, change func(old []byte) ([]byte, error)) er
 	if err := h.checkName(name); err != nil {
 		return err
 	}
+	return h.update(name, func(old session.Entry) ([]byte, error) { return change(old.Value) })
+}
+
+// UpdateRuled implements session.Ruled.
+func (h *handle) UpdateRuled(name string, change func(old session.Entry, node uint64) ([]byte, error)) error {
+	if err := h.checkName(name); err != nil {
+		return err
+	}
+	return h.update(name, func(old session.Entry) ([]byte, error) { return change(old, h.t.node.Load()) })
+}
+
+func (h *handle) update(name string, change func(old session.Entry) ([]byte, error)) error {
 	h.s.mu.Lock()
 	if h.s.gate == nil {
 		h.s.gate = make(chan struct{}, 1)
@@ -143,7 +155,7 @@ func (h *handle) Update(name string, change func(old []byte) ([]byte, error)) er
 	gate <- struct{}{}
 	defer func() { <-gate }()
 	for {
-		old, version, err := h.value(name)
+		old, err := h.entry(name)
 		if err != nil {
 			return err
 		}
@@ -152,7 +164,9 @@ func (h *handle) Update(name string, change func(old []byte) ([]byte, error)) er
 			return err
 		}
 		h.s.mu.Lock()
-		if h.s.rec.Attrs[name].Version != version && h.s.rec.End == session.Living {
+		// What was joined by a rule may have the version of one of its parts.
+		now := h.s.rec.Attrs[name]
+		if (now.Version != old.Version || !bytes.Equal(now.Value, old.Value)) && h.s.rec.End == session.Living {
 			h.s.mu.Unlock()
 			continue // Set, or another node, was faster
 		}

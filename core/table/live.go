@@ -201,7 +201,9 @@ func (s *live) merge(r *session.Record, now int64) (moved bool) {
 	before := s.rec.LastAccess
 	c := r.Clone()
 	c.LastAccess = s.t.notAhead(c.LastAccess, now)
-	conflicts := s.rec.Merge(c)
+	conflicts := s.rec.MergeEach(c, func(name string, kept, lost session.Entry) {
+		s.t.disputes.add(dispute{s.key, name, kept.Version, lost.Version, now})
+	})
 	s.t.m.conflicts.Add(int64(conflicts))
 	if s.rec.Attrs == nil {
 		s.rec.Attrs = map[string]session.Entry{}

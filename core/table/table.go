@@ -99,6 +99,7 @@ type Table struct {
 	shards   [shardCount]shard
 	flushers [3]*flusher // by level
 	wheel    wheel
+	disputes disputes
 
 	life      context.Context // ends when Stop is done
 	end       context.CancelFunc
