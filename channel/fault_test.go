@@ -220,9 +220,8 @@ func (n faulty) HandleSend(context.Context, channel.Link, *channel.Message) erro
 	panic([]int{}[len(n)]) // as a bug does
 }
 func (n faulty) HandleReceive(context.Context, channel.Link, *channel.Message) error {
-	var m map[string]int
-	m["x"] = len(n)
-	return nil
+	var next *channel.Message
+	return errors.New(string(next.Body))
 }
 func (n faulty) HandleMember(context.Context, channel.Link, channel.MemberEvent) error {
 	panic(fmt.Errorf("no member %s", string(n)))
