@@ -53,6 +53,9 @@ type Config struct {
 	// is; of larger ones they are told the key, and those that have the session
 	// live read it from the store.
 	NoticeBytes int `yaml:"notice_bytes" default:"4096"`
+	// NoticeBuffer bounds what waits to be told to the other nodes, in bytes;
+	// nothing is written while it is full.
+	NoticeBuffer int `yaml:"notice_buffer" default:"4194304"`
 }
 
 // Defaults returns the defaults.
@@ -96,6 +99,9 @@ func (c *Config) Validate() error {
 	}
 	if c.NoticeBytes < 0 || c.NoticeBytes > 1<<20 {
 		errs = append(errs, fmt.Errorf("notice_bytes: %d is not between 0 and %d", c.NoticeBytes, 1<<20))
+	}
+	if c.NoticeBuffer < 64<<10 || c.NoticeBuffer > 64<<20 {
+		errs = append(errs, fmt.Errorf("notice_buffer: %d is not between %d and %d", c.NoticeBuffer, 64<<10, 64<<20))
 	}
 	return errors.Join(errs...)
 }

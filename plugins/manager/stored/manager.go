@@ -17,10 +17,11 @@ import (
 
 // Manager implements core.Manager around a store.
 type Manager struct {
-	cfg   Config
-	store core.Store
-	log   *zap.Logger
-	now   func() time.Time
+	cfg     Config
+	store   core.Store
+	sweeper core.StoreSweeper // nil if the store needs none
+	log     *zap.Logger
+	now     func() time.Time
 
 	saved, conflicts, retries, damaged, unsaved, refused, strays *channel.Counter
 
@@ -41,13 +42,28 @@ type Manager struct {
 	merged  int64 // attributes that two nodes had changed independently
 	members []channel.Member
 	notice  notices
+	telling bool // a notice is being sent
+	loading map[session.Key]*flight
 	aside   map[channel.UniqueID]bool // members that did not answer
 	down    outage
-	met     bool // the store has answered once
+	calls   int       // calls of the store that run now
+	quiet   time.Time // if calls > 0: since when none of them was answered
+	met     bool      // the store has answered once
 	started bool
 	closed  bool
-	refresh bool // a refresh is running
-	again   bool // and is to be repeated
+	refresh bool     // a refresh is running
+	again   bool     // and is to be repeated
+	lost    bool     // the host is to give its sessions again
+	resyncs bool     // a goroutine sees to that
+	orphans []*entry // those that wait for it
+}
+
+// flight is a session that is being read from the store.
+type flight struct {
+	readers int
+	// changes counts what happened to the session meanwhile, so that what was
+	// read may be old.
+	changes int
 }
 
 // entry is one session that this node's table has live, or that has a change
@@ -80,6 +96,7 @@ type outage struct {
 	retry time.Time
 	pause time.Duration
 	probe bool // one attempt is running
+	write bool // a write has failed, so that only a write shows that it works again
 }
 
 // commit is one call of Commit that waits.
@@ -111,7 +128,7 @@ func New(c Config, store core.Store, s channel.Settings) (*Manager, error) {
 		log = zap.NewNop()
 	}
 	m := &Manager{
-		cfg: c, store: store, log: log, now: time.Now, live: map[session.Key]*entry{}, aside: map[channel.UniqueID]bool{},
+		cfg: c, log: log, now: time.Now, live: map[session.Key]*entry{}, aside: map[channel.UniqueID]bool{}, loading: map[session.Key]*flight{},
 		saved:     s.Metrics.Counter("store_saved_total", "Sessions written to the store."),
 		conflicts: s.Metrics.Counter("store_conflicts_total", "Writes that met a change by another node and were merged."),
 		retries:   s.Metrics.Counter("store_failures_total", "Calls of the store that failed and are repeated."),
@@ -120,6 +137,8 @@ func New(c Config, store core.Store, s channel.Settings) (*Manager, error) {
 		refused:   s.Metrics.Counter("store_refused_total", "Sessions that the store did not take, because they are too large for example."),
 		strays:    s.Metrics.Counter("store_bad_messages_total", "Messages of other nodes that could not be read."),
 	}
+	m.store = &watched{store, m}
+	m.sweeper, _ = store.(core.StoreSweeper)
 	m.changed.L, m.todo.L, m.tell.L = &m.mu, &m.mu, &m.mu
 	m.ctx, m.end = context.WithCancel(context.Background())
 	s.Metrics.Gauge("store_pending", "Sessions with changes that are not stored yet.", func() float64 {
@@ -171,46 +190,101 @@ func (m *Manager) Commit(ctx context.Context, batch []byte, level core.Level) er
 	if over {
 		return call.err
 	}
-	grace := time.NewTimer(m.cfg.Grace)
-	defer grace.Stop()
-	if gone, err := m.without(); gone {
-		return err
-	}
-	select {
-	case <-call.done:
-		return call.err
-	case <-grace.C:
-	case <-ctx.Done():
-		return fmt.Errorf("stored: waiting for the store: %w", ctx.Err())
-	}
 	for {
-		if gone, err := m.without(); gone {
+		left, err := m.patience()
+		if left <= 0 {
 			return err
 		}
-		grace.Reset(m.cfg.Grace)
+		timer := time.NewTimer(left)
 		select {
 		case <-call.done:
+			timer.Stop()
 			return call.err
-		case <-grace.C: // the store is only slow, until one of its calls has failed
+		case <-timer.C:
 		case <-ctx.Done():
+			timer.Stop()
 			return fmt.Errorf("stored: waiting for the store: %w", ctx.Err())
+		case <-m.ctx.Done():
+			timer.Stop()
+			select {
+			case <-call.done:
+				return call.err
+			default:
+				return channel.ErrClosed
+			}
 		}
 	}
 }
 
-// without reports whether nobody waits for the store any more, because it has
-// failed for too long, and what they get.
-func (m *Manager) without() (bool, error) {
+// patience returns how long a request may wait from now on before it has to look
+// again. Nobody waits for a store that fails, or has not answered to anything,
+// for longer than Grace; then the time is 0 or less, and the error is what the
+// request gets.
+func (m *Manager) patience() (time.Duration, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	now, err := m.now(), error(nil)
+	since := now // it works
 	switch {
-	case m.down.since.IsZero() || m.now().Sub(m.down.since) < m.cfg.Grace:
-		return false, nil
+	case !m.down.since.IsZero():
+		since, err = m.down.since, m.down.err
+	case m.calls > 0:
+		since, err = m.quiet, errSilent
+	}
+	left := since.Add(m.cfg.Grace).Sub(now)
+	switch {
+	case left > 0:
+		return left, nil
 	case m.cfg.OnFailure == Fail:
-		return true, fmt.Errorf("stored: the store fails: %w", m.down.err)
+		return left, fmt.Errorf("stored: the store fails: %w", err)
 	}
 	m.unsaved.Inc()
-	return true, nil
+	return left, nil
+}
+
+// errSilent: calls of the store run, and none is answered.
+var errSilent = errors.New("it does not answer")
+
+// watched is a store of which it is known when it has answered last.
+type watched struct {
+	core.Store
+	m *Manager
+}
+
+func (w *watched) begin() {
+	w.m.mu.Lock()
+	defer w.m.mu.Unlock()
+	if w.m.calls == 0 {
+		w.m.quiet = w.m.now()
+	}
+	w.m.calls++
+}
+
+func (w *watched) end(err error) {
+	w.m.mu.Lock()
+	defer w.m.mu.Unlock()
+	w.m.calls--
+	if err == nil || errors.Is(err, core.ErrStoreConflict) || errors.Is(err, core.ErrStoreCorrupt) || errors.Is(err, core.ErrStoreRefused) {
+		w.m.quiet = w.m.now()
+	}
+}
+
+func (w *watched) Load(ctx context.Context, key session.Key) (it core.StoreItem, ok bool, err error) {
+	w.begin()
+	defer func() { w.end(err) }()
+	return w.Store.Load(ctx, key)
+}
+
+func (w *watched) Save(ctx context.Context, key session.Key, it core.StoreItem, prev core.StoreVersion) (v core.StoreVersion, err error) {
+	w.begin()
+	defer func() { w.end(err) }()
+	return w.Store.Save(ctx, key, it, prev)
+}
+
+func (w *watched) Touch(ctx context.Context, key session.Key, expires time.Time) (err error) {
+	w.begin()
+	defer func() { w.end(err) }()
+	return w.Store.Touch(ctx, key, expires)
 }
 
 // take makes a change pending.
@@ -304,21 +378,21 @@ func (m *Manager) call() (context.Context, context.CancelFunc) {
 func (m *Manager) Load(ctx context.Context, key session.Key) (*session.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Timeout)
 	defer cancel()
-	rec, version, err := m.read(ctx, key)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	rec, version, err := m.fresh(ctx, key)
 	if m.closed {
 		return nil, channel.ErrClosed
 	}
 	e := m.live[key]
 	if err != nil {
-		m.failed(err)
+		m.failed(err, false)
 		if whole := e.whole(); whole != nil {
 			return visible(whole, m.now(), m.cfg.ExpireSlack), nil
 		}
 		return nil, err
 	}
-	m.works()
+	m.works(false)
 	switch {
 	case e != nil:
 		m.learn(e, rec, version)
@@ -337,6 +411,40 @@ func (m *Manager) Load(ctx context.Context, key session.Key) (*session.Record, e
 		m.forget(e)
 	}
 	return whole, nil
+}
+
+// fresh reads a session from the store, and again if this node has written it
+// or heard of a change meanwhile. Manager.mu is held, but not while it reads.
+func (m *Manager) fresh(ctx context.Context, key session.Key) (rec *session.Record, version core.StoreVersion, err error) {
+	f := m.loading[key]
+	if f == nil {
+		f = &flight{}
+		m.loading[key] = f
+	}
+	f.readers++
+	for {
+		before := f.changes
+		m.mu.Unlock()
+		rec, version, err = m.read(ctx, key)
+		m.mu.Lock()
+		if err != nil || f.changes == before {
+			break
+		}
+	}
+	if f.readers--; f.readers == 0 {
+		delete(m.loading, key)
+	}
+	return rec, version, err
+}
+
+// happened tells those who read the session that they may have read an old
+// state, and reports whether there are any; mu is held.
+func (m *Manager) happened(key session.Key) bool {
+	f := m.loading[key]
+	if f != nil {
+		f.changes++
+	}
+	return f != nil
 }
 
 // whole returns everything that is known of the session, stored or not; nil if
@@ -433,7 +541,11 @@ func (m *Manager) read(ctx context.Context, key session.Key) (*session.Record, c
 		m.damaged.Inc()
 		m.log.Warn("stored session is damaged and taken for absent; the next whole change replaces it",
 			zap.String("session", session.Prefix(key.ID)), zap.String("context", key.Context), zap.Error(err))
-		// Nothing can be put on top of it.
+		if errors.Is(err, session.ErrBadRecord) {
+			return nil, item.Version, nil
+		}
+		// The store itself does not know what it has, so nothing can be put
+		// on top of it.
 		if err := m.store.Delete(ctx, key); err != nil {
 			return nil, "", fmt.Errorf("stored: remove a damaged session: %w", err)
 		}
@@ -484,10 +596,13 @@ func (m *Manager) HandleView(_ context.Context, v channel.View) {
 			delete(m.aside, id)
 		}
 	}
+	left := slices.ContainsFunc(before, func(a channel.Member) bool {
+		return !slices.ContainsFunc(m.members, a.Is)
+	})
 	m.mu.Unlock()
 	// Members that could not talk to each other have not told each other what
-	// they changed.
-	if joined {
+	// they changed, and one that has died may not have told its last changes.
+	if joined || left {
 		m.refreshAll()
 	}
 }
@@ -565,7 +680,7 @@ func (m *Manager) Stop(ctx context.Context) error {
 		return nil
 	}
 	var err error
-	for !m.closed && m.pending > 0 && err == nil {
+	for !m.closed && (m.pending > 0 || len(m.notice.buf) > 0 || m.telling) && err == nil {
 		err = m.wait(ctx)
 	}
 	first, left := !m.closed, m.pending
@@ -579,7 +694,7 @@ func (m *Manager) Stop(ctx context.Context) error {
 	if !first {
 		return nil
 	}
-	if err != nil {
+	if err != nil && left > 0 {
 		err = fmt.Errorf("stored: %d sessions could not be stored before the end: %w", left, err)
 	}
 	return errors.Join(err, m.store.Close())

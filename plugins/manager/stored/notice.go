@@ -76,14 +76,20 @@ func (m *Manager) notifier() {
 		}
 		batch, calls := m.notice.buf, m.notice.calls
 		m.notice = notices{buf: spare[:0]}
+		m.telling = true
+		if len(batch) >= m.cfg.NoticeBuffer {
+			m.todo.Broadcast()
+		}
 		to := slices.DeleteFunc(slices.Clone(m.members), func(a channel.Member) bool { return m.aside[a.ID] })
 		m.mu.Unlock()
 		err := m.send(to, batch, len(calls) > 0)
 		spare = batch
 		m.mu.Lock()
+		m.telling = false
 		for _, c := range calls {
 			c.settle(err)
 		}
+		m.changed.Broadcast()
 		m.mu.Unlock()
 	}
 }
@@ -149,9 +155,20 @@ func (m *Manager) bringBack(member channel.Member) {
 			m.mu.Unlock()
 			// What was sent to the others meanwhile has not been in that refresh.
 			ctx, cancel := context.WithTimeout(m.ctx, m.cfg.Grace)
-			_ = m.host.Send(ctx, []channel.Member{member}, channel.SendAck, []byte{noticeRefresh})
+			err = m.host.Send(ctx, []channel.Member{member}, channel.SendSyncAck, []byte{noticeRefresh})
 			cancel()
-			return
+			if err == nil {
+				return
+			}
+			m.mu.Lock()
+			gone := m.aside[member.ID] || !slices.ContainsFunc(m.members, member.Is)
+			if !gone {
+				m.aside[member.ID] = true
+			}
+			m.mu.Unlock()
+			if gone { // or somebody else brings it back
+				return
+			}
 		}
 		pause = min(2*pause, m.cfg.RetryMax)
 	}
@@ -169,16 +186,18 @@ func (m *Manager) HandleMessage(_ context.Context, from channel.Member, body []b
 		done(channel.ErrBadMessage)
 		return
 	}
-	var reload []session.Key
+	var reload, ended []session.Key
 	update := false
 	err := session.DecodeBatch(body[1:], func(r *session.Record) error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		e := m.live[r.Key]
-		if e == nil {
+		if m.happened(r.Key); e == nil {
 			return nil
 		}
-		e.known = false
+		if !touchOnly(r) {
+			e.known = false
+		}
 		if r.Created == 0 && r.LastAccess == 0 && r.End == session.Living && len(r.Attrs) == 0 && r.MaxInactiveVersion == (session.Version{}) {
 			reload = append(reload, r.Key)
 		} else {
@@ -187,6 +206,9 @@ func (m *Manager) HandleMessage(_ context.Context, from channel.Member, body []b
 				m.bytes -= int64(e.rep.Size())
 				e.rep.Merge(r)
 				m.bytes += int64(e.rep.Size())
+			}
+			if r.End != session.Living {
+				ended = append(ended, r.Key)
 			}
 		}
 		return nil
@@ -200,6 +222,7 @@ func (m *Manager) HandleMessage(_ context.Context, from channel.Member, body []b
 	if update {
 		m.host.Update(body[1:])
 	}
+	m.gone(ended)
 	if len(reload) == 0 {
 		done(nil)
 		return
@@ -211,6 +234,18 @@ func (m *Manager) HandleMessage(_ context.Context, from channel.Member, body []b
 		return
 	}
 	m.work.Go(func() { done(m.reload(reload)) })
+}
+
+// gone forgets sessions that have ended elsewhere, if there is nothing to be
+// stored of them. The host knows already.
+func (m *Manager) gone(keys []session.Key) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range keys {
+		if e := m.live[k]; e != nil && e.change == nil && e.writing == nil {
+			m.forget(e)
+		}
+	}
 }
 
 // refreshAll looks at all live sessions again, in the background.
@@ -281,21 +316,26 @@ func (m *Manager) reload(keys []session.Key) error {
 func (m *Manager) reloadOne(key session.Key) error {
 	ctx, cancel := m.call()
 	defer cancel()
-	rec, version, err := m.read(ctx, key)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	rec, version, err := m.fresh(ctx, key)
 	if err != nil {
-		m.failed(err)
+		m.failed(err, false)
 		return err
 	}
-	m.works()
+	m.works(false)
 	e := m.live[key]
-	if e == nil || rec == nil || e.writing != nil {
-		return nil // a writer looks by itself
+	if e == nil || rec == nil {
+		return nil
 	}
-	m.learn(e, rec, version)
+	if e.writing == nil { // a writer learns by itself
+		m.learn(e, rec, version)
+	}
 	if e.held {
 		m.host.Update(session.AppendBatch(nil, rec)) // it does not wait
+	}
+	if rec.End != session.Living && e.change == nil && e.writing == nil {
+		m.forget(e)
 	}
 	return nil
 }

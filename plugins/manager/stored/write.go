@@ -18,16 +18,23 @@ const maxConflicts = 16
 // writer writes changes to the store, one session at a time, until Stop.
 func (m *Manager) writer() {
 	for {
-		e, calls := m.next()
+		e, calls, probe := m.next()
 		if e == nil {
 			return
 		}
 		m.write(e, calls)
+		if probe { // whatever has come of it
+			m.mu.Lock()
+			m.down.probe = false
+			m.todo.Broadcast()
+			m.mu.Unlock()
+		}
 	}
 }
 
-// next waits for a session to be written; nil at the end.
-func (m *Manager) next() (*entry, []*commit) {
+// next waits for a session to be written; nil at the end. probe says that others
+// wait for what comes of it, because the store fails.
+func (m *Manager) next() (e *entry, calls []*commit, probe bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for !m.closed {
@@ -42,6 +49,8 @@ func (m *Manager) next() (*entry, []*commit) {
 			}
 		}
 		switch {
+		case len(m.notice.buf) >= m.cfg.NoticeBuffer: // until the other nodes have been told
+			m.todo.Wait()
 		case len(m.ready) > 0 && m.down.since.IsZero(), len(m.ready) > 0 && !m.down.probe && !now.Before(m.down.retry):
 			e := m.ready[0]
 			m.ready[0] = nil
@@ -50,11 +59,12 @@ func (m *Manager) next() (*entry, []*commit) {
 			if e.change == nil {
 				continue
 			}
-			m.down.probe = !m.down.since.IsZero()
+			probe = !m.down.since.IsZero()
+			m.down.probe = probe
 			e.writing, e.change = e.change, nil
 			calls := e.waiting
 			e.waiting = nil
-			return e, calls
+			return e, calls, probe
 		case len(m.ready) > 0 && !m.down.probe:
 			m.waitUntil(m.down.retry)
 		case len(m.later) > 0 && m.down.since.IsZero():
@@ -63,31 +73,36 @@ func (m *Manager) next() (*entry, []*commit) {
 			m.todo.Wait()
 		}
 	}
-	return nil, nil
+	return nil, nil, false
 }
 
-// failed notes that the store has failed; mu is held.
-func (m *Manager) failed(err error) {
+// failed notes that the store has failed, to write or to read; mu is held.
+func (m *Manager) failed(err error, write bool) {
 	if m.closed || m.ctx.Err() != nil {
 		return
 	}
 	m.retries.Inc()
 	now := m.now()
-	if m.down.since.IsZero() {
+	switch {
+	case m.down.since.IsZero():
 		m.log.Warn("the store fails; changes wait here until it is back", zap.Error(err))
-		m.down = outage{since: now, pause: m.cfg.RetryMin}
-	} else if m.down.probe || !now.Before(m.down.retry) {
+		m.down = outage{since: now, pause: m.cfg.RetryMin, retry: now.Add(m.cfg.RetryMin)}
+		if !m.quiet.IsZero() {
+			m.down.since = m.quiet // those who wait have waited since then
+		}
+	case !now.Before(m.down.retry): // not one of many that failed together
 		m.down.pause = min(2*m.down.pause, m.cfg.RetryMax)
+		m.down.retry = now.Add(m.down.pause)
 	}
-	m.down.err, m.down.probe, m.down.retry = err, false, now.Add(m.down.pause)
+	m.down.err, m.down.write = err, m.down.write || write
 	m.todo.Broadcast()
 }
 
-// works notes that the store has answered; mu is held.
-func (m *Manager) works() {
+// works notes that the store has answered, to a write or to a read; mu is held.
+func (m *Manager) works(write bool) {
 	first := !m.met
 	m.met = true
-	if m.down.since.IsZero() {
+	if m.down.since.IsZero() || m.down.write && !write {
 		return
 	}
 	m.log.Info("the store is back", zap.Duration("after", m.now().Sub(m.down.since)), zap.Int("waiting", m.pending))
@@ -95,37 +110,70 @@ func (m *Manager) works() {
 	m.todo.Broadcast()
 	if !first {
 		// It may have come back without what it had.
-		m.resync(nil)
+		m.resync()
 	}
 }
 
-// resync asks the host for its sessions; e is one that has nothing to put a
-// change on without, or nil. mu is held.
-func (m *Manager) resync(e *entry) {
-	if m.closed {
-		return
+// resync asks the host for its sessions, one time for all who want it; mu is
+// held.
+func (m *Manager) resync() {
+	if m.lost = true; !m.resyncs && !m.closed {
+		m.resyncs = true
+		m.work.Go(m.resyncer)
 	}
-	m.work.Go(func() {
-		err := m.host.Resync(m.ctx)
-		if err != nil && m.ctx.Err() == nil {
-			m.log.Warn("the node could not give its sessions again", zap.Error(err))
+}
+
+// resyncer asks the host for its sessions as long as somebody wants that.
+func (m *Manager) resyncer() {
+	pause := m.cfg.RetryMin
+	for {
+		m.mu.Lock()
+		if !m.lost || m.closed {
+			m.resyncs = false
+			m.mu.Unlock()
+			return
 		}
-		if e == nil {
+		orphans := m.orphans
+		m.lost, m.orphans = false, nil
+		m.mu.Unlock()
+		err := m.host.Resync(m.ctx)
+		if m.ctx.Err() != nil {
 			return
 		}
 		m.mu.Lock()
-		defer m.mu.Unlock()
-		if !e.orphan {
+		if err != nil {
+			m.log.Warn("the node could not give its sessions again", zap.Error(err))
+			m.lost, m.orphans = true, append(orphans, m.orphans...)
+		} else {
+			for _, e := range orphans {
+				m.drop(e)
+			}
+		}
+		m.mu.Unlock()
+		// A store that comes and goes does not get everything each time.
+		if !m.sleep(pause) {
 			return
 		}
-		m.log.Warn("a change is dropped: neither the store nor this node has the session that it belongs to",
-			zap.String("session", session.Prefix(e.key.ID)), zap.String("context", e.key.Context))
-		for _, c := range e.waiting {
-			c.settle(nil)
-		}
-		e.waiting, e.change, e.orphan = nil, nil, false
-		m.done(e)
-	})
+		pause = min(2*pause, m.cfg.RetryMax)
+	}
+}
+
+// errNoSession: a change of a session that nobody has.
+var errNoSession = errors.New("stored: neither the store nor this node has the session that was changed")
+
+// drop gives up the change of a session that neither the store nor the host has;
+// mu is held.
+func (m *Manager) drop(e *entry) {
+	if !e.orphan {
+		return
+	}
+	m.log.Warn("a change is dropped: neither the store nor this node has the session that it belongs to",
+		zap.String("session", session.Prefix(e.key.ID)), zap.String("context", e.key.Context))
+	for _, c := range e.waiting {
+		c.settle(errNoSession)
+	}
+	e.waiting, e.change, e.orphan, e.held = nil, nil, false, false
+	m.done(e)
 }
 
 // done ends what is to be done for an entry without a change; mu is held.
@@ -133,6 +181,9 @@ func (m *Manager) done(e *entry) {
 	m.pending--
 	if !e.held || e.ended != nil {
 		m.forget(e)
+	}
+	if m.pending == 0 {
+		m.down.write = false // there is nothing to try it with
 	}
 	m.changed.Broadcast()
 }
@@ -146,15 +197,15 @@ func (m *Manager) write(e *entry, calls []*commit) {
 		m.mu.Unlock()
 		if !known {
 			ctx, cancel := m.call()
-			rec, version, err := m.read(ctx, e.key)
-			cancel()
 			m.mu.Lock()
+			rec, version, err := m.fresh(ctx, e.key)
+			cancel()
 			if err != nil {
-				m.putBack(e, calls, err)
+				m.putBack(e, calls, err, false)
 				m.mu.Unlock()
 				return
 			}
-			m.works()
+			m.works(false)
 			m.learn(e, rec, version)
 			foreign = foreign || rec != nil
 			m.mu.Unlock()
@@ -165,31 +216,31 @@ func (m *Manager) write(e *entry, calls []*commit) {
 		}
 		m.mu.Lock()
 		if !errors.Is(err, core.ErrStoreConflict) {
-			m.putBack(e, calls, err)
+			m.putBack(e, calls, err, true)
 			m.mu.Unlock()
 			return
 		}
 		m.conflicts.Inc()
-		m.works()
+		m.works(false)
 		e.known = false
 		m.mu.Unlock()
 	}
 	// Others are faster all the time: let the rest of the queue go first.
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.putBack(e, calls, nil)
+	m.putBack(e, calls, nil, false)
 }
 
 // putBack makes the change wait for another turn, because of err if that is not
-// nil; mu is held.
-func (m *Manager) putBack(e *entry, calls []*commit, err error) {
+// nil, which is that of a write or of a read; mu is held.
+func (m *Manager) putBack(e *entry, calls []*commit, err error, write bool) {
 	if e.change != nil {
 		m.merged += int64(e.writing.Merge(e.change))
 	}
 	e.change, e.writing = e.writing, nil
 	e.waiting = append(e.waiting, calls...)
 	if err != nil {
-		m.failed(err)
+		m.failed(err, write)
 	}
 	m.enqueue(e, true)
 }
@@ -204,7 +255,7 @@ func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
 	case e.rep != nil:
 		base = e.rep.Record(e.key)
 	}
-	version, had := e.version, e.rep != nil
+	version, had := e.version, e.rep != nil && !e.refused
 	change := e.writing
 	m.mu.Unlock()
 	conflicts := base.Merge(change.Share())
@@ -212,20 +263,23 @@ func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if e.change != nil { // the whole session may have come meanwhile
-			m.putBack(e, calls, nil)
+			m.putBack(e, calls, nil, false)
 			return nil
 		}
 		e.change, e.writing, e.orphan = e.writing, nil, true
 		e.waiting = append(e.waiting, calls...)
-		m.resync(e)
+		m.orphans = append(m.orphans, e)
+		m.resync()
 		return nil
 	}
 	item := core.StoreItem{Expires: m.expiry(base)}
 	ctx, cancel := m.call()
 	defer cancel()
 	if had && touchOnly(change) && base.End == session.Living {
-		if err := m.store.Touch(ctx, e.key, item.Expires); err != nil {
-			return fmt.Errorf("stored: touch: %w", err)
+		if !item.Expires.IsZero() { // it is stored for ever
+			if err := m.store.Touch(ctx, e.key, item.Expires); err != nil {
+				return fmt.Errorf("stored: touch: %w", err)
+			}
 		}
 	} else {
 		if base.End != session.Living {
@@ -249,8 +303,9 @@ func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
 		update = session.AppendBatch(nil, base)
 	}
 	m.mu.Lock()
-	m.works()
+	m.works(true)
 	m.merged += int64(conflicts)
+	m.happened(e.key)
 	m.learn(e, base, version)
 	e.refused = false
 	held := e.held
@@ -282,7 +337,8 @@ func (m *Manager) refuse(e *entry, base *session.Record, calls []*commit, err er
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.works()
+	m.works(true)
+	m.happened(e.key)
 	m.learn(e, base, e.version)
 	for _, c := range calls {
 		c.settle(err)
@@ -326,22 +382,21 @@ func (m *Manager) keeper() {
 		cancel()
 		m.mu.Lock()
 		if err == nil {
-			m.works()
+			m.works(false)
 			m.mu.Unlock()
 			break
 		}
-		m.failed(fmt.Errorf("stored: load: %w", err))
+		m.failed(fmt.Errorf("stored: load: %w", err), false)
 		m.mu.Unlock()
 		if !m.sleep(pause) {
 			return
 		}
 		pause = min(2*pause, m.cfg.RetryMax)
 	}
-	sweeper, ok := m.store.(core.StoreSweeper)
-	for ok && m.sleep(m.cfg.SweepInterval) {
+	for m.sweeper != nil && m.sleep(m.cfg.SweepInterval) {
 		for {
 			ctx, cancel := m.call()
-			n, err := sweeper.Sweep(ctx, m.now(), sweepLimit)
+			n, err := m.sweeper.Sweep(ctx, m.now(), sweepLimit)
 			cancel()
 			if err != nil && m.ctx.Err() == nil {
 				m.log.Warn("the store could not be cleaned of expired sessions", zap.Error(err))
