@@ -199,17 +199,24 @@ func (s *Store) ask(ctx context.Context, n *node, f func(*memcache.Client) error
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	now := time.Now()
-	if now.UnixNano() < n.downUntil.Load() {
+	if time.Now().UnixNano() < n.downUntil.Load() {
 		return fmt.Errorf("memcached: node %s: %w", n.name, errDown)
 	}
 	err := f(n.client)
-	switch {
-	case err == nil, answered(err):
+	if err != nil && !answered(err) {
+		// The server may have been started anew: other connections to it are
+		// as dead as this one, and a new one may do.
+		_ = n.client.Close()
+		if t := net.Error(nil); !errors.As(err, &t) || !t.Timeout() {
+			err = f(n.client)
+		}
+	}
+	if err == nil || answered(err) {
 		return err
 	}
+	_ = n.client.Close()
 	s.faults.Inc()
-	n.downUntil.Store(now.Add(s.cfg.DownTime).UnixNano())
+	n.downUntil.Store(time.Now().Add(s.cfg.DownTime).UnixNano())
 	return fmt.Errorf("memcached: node %s: %w", n.name, err)
 }
 
@@ -241,32 +248,44 @@ func (f *found) live(now time.Time) bool {
 	return f.item != nil && (f.expires == 0 || f.expires > now.UnixMilli())
 }
 
-// get asks one server.
+// get asks one server for an item of one name.
 func (s *Store) get(ctx context.Context, n *node, name string) (*found, error) {
-	f := &found{node: n}
-	err := s.ask(ctx, n, func(c *memcache.Client) (err error) {
-		f.item, err = c.Get(name)
-		return err
-	})
-	if errors.Is(err, memcache.ErrCacheMiss) {
-		f.item, err = nil, nil
-	}
+	all, err := s.getAll(ctx, n, name)
 	if err != nil {
 		return nil, err
 	}
-	if f.item != nil {
-		if len(f.item.Value) < headSize {
-			return nil, fmt.Errorf("%w: memcached: node %s has %d bytes", core.ErrStoreCorrupt, n.name, len(f.item.Value))
-		}
-		f.version = binary.BigEndian.Uint64(f.item.Value)
-		f.expires = int64(binary.BigEndian.Uint64(f.item.Value[8:]))
+	return all[0], nil
+}
+
+// getAll asks one server for the items of some names, in one exchange.
+func (s *Store) getAll(ctx context.Context, n *node, names ...string) ([]*found, error) {
+	var items map[string]*memcache.Item
+	err := s.ask(ctx, n, func(c *memcache.Client) (err error) {
+		items, err = c.GetMulti(names)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	return f, nil
+	out := make([]*found, len(names))
+	for i, name := range names {
+		f := &found{node: n, item: items[name]}
+		if f.item != nil {
+			if len(f.item.Value) < headSize {
+				return nil, fmt.Errorf("%w: memcached: node %s has %d bytes", core.ErrStoreCorrupt, n.name, len(f.item.Value))
+			}
+			f.version = binary.BigEndian.Uint64(f.item.Value)
+			f.expires = int64(binary.BigEndian.Uint64(f.item.Value[8:]))
+		}
+		out[i] = f
+	}
+	return out, nil
 }
 
 // Load implements core.Store. It asks the server that decides, and those that
-// may have a copy; the newest item counts. The version that it returns names
-// the server that decides and the state that the item has there.
+// may have a copy or have decided a moment ago, when the first was down; the
+// newest item counts. The version that it returns names the server that decides
+// and the state that the item has there.
 func (s *Store) Load(ctx context.Context, key session.Key) (core.StoreItem, bool, error) {
 	name := s.name(key)
 	var first, best *found
@@ -276,11 +295,7 @@ func (s *Store) Load(ctx context.Context, key session.Key) (core.StoreItem, bool
 		if asked > s.cfg.Copies {
 			break
 		}
-		from := name
-		if asked > 0 {
-			from = backup + name
-		}
-		f, err := s.get(ctx, n, from)
+		all, err := s.getAll(ctx, n, name, backup+name)
 		if err != nil {
 			if firstErr == nil {
 				firstErr = err
@@ -291,16 +306,12 @@ func (s *Store) Load(ctx context.Context, key session.Key) (core.StoreItem, bool
 			continue
 		}
 		if asked == 0 {
-			first = f
-			if !f.live(time.Now()) {
-				// It may have been the copy's place until a moment ago.
-				if g, err := s.get(ctx, n, backup+name); err == nil && g.live(time.Now()) {
-					best = g
-				}
-			}
+			first = all[0]
 		}
-		if f.live(time.Now()) && (best == nil || f.version > best.version) {
-			best = f
+		for _, f := range all {
+			if f.live(time.Now()) && (best == nil || f.version > best.version) {
+				best = f
+			}
 		}
 		asked++
 	}

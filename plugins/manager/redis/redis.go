@@ -11,10 +11,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -85,6 +88,7 @@ var Factory = stored.FactoryOf("redis", Default(), func(c *Config) *stored.Confi
 type Store struct {
 	pool   *redis.Pool
 	prefix string
+	broken atomic.Int64 // when a connection has failed last, unix nanoseconds
 }
 
 // idleTime is how long a connection is kept that nobody uses.
@@ -127,10 +131,21 @@ func NewStore(c Config) (*Store, error) {
 		}
 		return nil, errors.Join(errs...)
 	}
-	return &Store{prefix: c.Prefix, pool: &redis.Pool{
+	s := &Store{prefix: c.Prefix}
+	s.pool = &redis.Pool{
 		DialContext: dial, MaxActive: c.Parallel + 2, MaxIdle: c.Parallel + 2, IdleTimeout: idleTime, Wait: true,
-	}}, nil
+		// When the server was started anew all connections from before are dead.
+		TestOnBorrow: func(_ redis.Conn, used time.Time) error {
+			if used.UnixNano() <= s.broken.Load() {
+				return errStale
+			}
+			return nil
+		},
+	}
+	return s, nil
 }
+
+var errStale = errors.New("another connection has failed since this one was used")
 
 // primary reports by an error that a server is none.
 func primary(ctx context.Context, conn redis.Conn) error {
@@ -146,8 +161,22 @@ func primary(ctx context.Context, conn redis.Conn) error {
 	return errors.New("it is a replica")
 }
 
-// with runs one exchange.
+// with runs one exchange, and again on another connection if the first was cut:
+// the server may have been started anew. Doing the same twice is harmless.
 func (s *Store) with(ctx context.Context, f func(redis.Conn) error) error {
+	err := s.try(ctx, f)
+	if cut(err) && ctx.Err() == nil {
+		err = s.try(ctx, f)
+	}
+	return err
+}
+
+// cut reports whether err says that a connection has ended.
+func cut(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+func (s *Store) try(ctx context.Context, f func(redis.Conn) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -156,6 +185,9 @@ func (s *Store) with(ctx context.Context, f func(redis.Conn) error) error {
 		return fmt.Errorf("redis: %w", err)
 	}
 	err = f(conn)
+	if conn.Err() != nil {
+		s.broken.Store(time.Now().UnixNano())
+	}
 	// A server that has become a replica refuses writes: look for the primary.
 	if e := redis.Error(""); errors.As(err, &e) && strings.HasPrefix(string(e), "READONLY") {
 		_, _ = conn.Do("QUIT")
