@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
 )
 
@@ -39,6 +40,9 @@ type backend struct {
 // retryAfter is how long a node that refused a connection is left alone, unless
 // no other is left.
 const retryAfter = time.Second
+
+// readyEvery is how often the nodes are asked whether they are ready.
+const readyEvery = 250 * time.Millisecond
 
 // maxReplay bounds the request body that is kept for a second try, in bytes.
 const maxReplay = 1 << 20
@@ -132,6 +136,7 @@ type failover struct {
 func (f *failover) RoundTrip(r *http.Request) (*http.Response, error) {
 	body, replay := replayable(r)
 	var errs []error
+	var last *http.Response
 	for _, be := range f.b.order(r) {
 		be.mu.Lock()
 		addr := be.addr
@@ -146,7 +151,18 @@ func (f *failover) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		resp, err := f.next.RoundTrip(out)
 		if err == nil {
-			return resp, nil
+			if !replay || !refusedByDrain(r, resp) {
+				if last != nil {
+					last.Body.Close()
+				}
+				return resp, nil
+			}
+			f.b.markDown(be.route)
+			if last != nil {
+				last.Body.Close()
+			}
+			last = resp // if nobody else answers
+			continue
 		}
 		errs = append(errs, err)
 		if r.Context().Err() != nil {
@@ -161,10 +177,28 @@ func (f *failover) RoundTrip(r *http.Request) (*http.Response, error) {
 			break
 		}
 	}
+	if last != nil {
+		return last, nil
+	}
 	if len(errs) == 0 {
 		errs = append(errs, errors.New("no node has started yet"))
 	}
 	return nil, errors.Join(errs...)
+}
+
+// refusedByDrain reports whether a node that is going to stop has answered what
+// another node would answer better, and may be asked.
+func refusedByDrain(r *http.Request, resp *http.Response) bool {
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		return false
+	}
+	switch resp.Header.Get(core.DrainingHeader) {
+	case core.DrainingRefused:
+		return true
+	case core.DrainingNoSession:
+		return core.Idempotent(r.Method)
+	}
+	return false
 }
 
 // mayRepeat reports whether a failed request may go to another node: always if
@@ -174,7 +208,7 @@ func mayRepeat(r *http.Request, err error) bool {
 	if errors.As(err, &op) && op.Op == "dial" {
 		return true
 	}
-	return r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions
+	return core.Idempotent(r.Method)
 }
 
 // replayable reads a small body so that it can be sent again.
@@ -196,7 +230,7 @@ func replayable(r *http.Request) (body func() io.ReadCloser, ok bool) {
 // draining node is left out before a user notices.
 func (b *balancer) watch(ctx context.Context, route string, admin *url.URL) {
 	client := &http.Client{Timeout: time.Second}
-	tick := time.NewTicker(500 * time.Millisecond)
+	tick := time.NewTicker(readyEvery)
 	defer tick.Stop()
 	for {
 		select {

@@ -69,7 +69,17 @@ func newRun(a *assembly) *cobra.Command {
 				}
 			}
 			a.reloadOnHangup(ctx, node, file, set, ext, lenient, c)
-			<-ctx.Done()
+			orphan := false
+			select {
+			case <-ctx.Done():
+				orphan = c.Context().Err() == nil // the parent has gone: nobody waits for a drain
+			case <-node.DrainAsked():
+			}
+			if !orphan {
+				hurry, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+				node.Drain(hurry) // a second signal ends it
+				stop()
+			}
 			stopCtx, cancelStop := context.WithTimeout(context.Background(), cfg.Node.ShutdownTimeout)
 			defer cancelStop()
 			return node.Stop(stopCtx)

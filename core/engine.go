@@ -30,7 +30,25 @@ type EngineOptions struct {
 	// Ready says why the node should get no requests yet, or nil. It is asked
 	// per health check and must not block. nil means always ready.
 	Ready func() error
+	// Draining says that the node takes no new sessions, or is nil. While it
+	// does, responses wait for level Synced. It is asked by every request.
+	Draining func() bool
 }
+
+// DrainingHeader is set in a response that says so because the node is draining,
+// and another node would have answered otherwise. Its value is DrainingRefused
+// or DrainingNoSession.
+const DrainingHeader = "Longhouse-Draining"
+
+const (
+	// DrainingRefused: no application has seen the request; a balancer may send
+	// it to another node whatever its method.
+	DrainingRefused = "refused"
+	// DrainingNoSession: the application wanted a new session and got none. If
+	// the response is a 503, a balancer may repeat an idempotent request on
+	// another node.
+	DrainingNoSession = "no-session"
+)
 
 // Engine is the outermost container: an http.Handler that finds host and
 // context of a request and passes it through their pipelines. All methods may
@@ -38,6 +56,7 @@ type EngineOptions struct {
 type Engine struct {
 	name, route string
 	ready       func() error
+	draining    func() bool
 	pipe        *pipeline
 	hosts       map[string]*Host // by name and alias, lower case
 	all         []*Host
@@ -63,7 +82,7 @@ const (
 )
 
 type engineMetrics struct {
-	requests, badPaths, unrouted, panics, commitFailures, lostCommits, badIDs, manyIDs, aborted *channel.Counter
+	requests, badPaths, unrouted, panics, commitFailures, lostCommits, badIDs, manyIDs, aborted, drained *channel.Counter
 }
 
 // ErrStopped is returned by methods of an engine that has been stopped.
@@ -86,7 +105,7 @@ func NewEngine(o EngineOptions, s channel.Settings) (*Engine, error) {
 	}
 	m := s.Metrics
 	e := &Engine{
-		name: o.Name, route: o.Route, ready: o.Ready, log: log,
+		name: o.Name, route: o.Route, ready: o.Ready, draining: o.Draining, log: log,
 		hosts: map[string]*Host{},
 		life:  make(chan struct{}, 1),
 		metrics: engineMetrics{
@@ -96,6 +115,7 @@ func NewEngine(o EngineOptions, s channel.Settings) (*Engine, error) {
 			panics:         m.Counter("http_panics_total", "Requests whose handler panicked."),
 			commitFailures: m.Counter("http_commit_failures_total", "Responses replaced by 503 because a hook before the header failed, such as synchronous replication."),
 			lostCommits:    m.Counter("http_async_commit_failures_total", "Session changes that the manager did not take at the end of a request."),
+			drained:        m.Counter("http_refused_draining_total", "Requests that were refused before an application saw them, because the node is draining."),
 			badIDs:         m.Counter("http_bad_session_ids_total", "Presented session ids that do not have the form of one."),
 			manyIDs:        m.Counter("http_many_session_ids_total", "Requests that presented more session ids than are tried."),
 			aborted:        m.Counter("http_aborted_total", "Responses cut off after the header, because the handler panicked or late session changes could not be replicated."),
@@ -385,9 +405,42 @@ func engineEnd(w http.ResponseWriter, r *http.Request) {
 		x.Refuse(http.StatusServiceUnavailable, "the node is stopping")
 	case x.host == nil:
 		x.Refuse(http.StatusNotFound, "no host is configured")
+	case x.refusedByDrain(r.Method):
+		x.engine.metrics.drained.Inc()
+		x.sayDraining(DrainingRefused)
+		x.Refuse(http.StatusServiceUnavailable, "the node takes no new users, because it is going to stop")
 	default:
 		x.host.pipe.handler.ServeHTTP(w, r)
 	}
+}
+
+// refusedByDrain reports whether the request might begin a session and could not
+// be repeated elsewhere once an application has seen it.
+func (x *Exchange) refusedByDrain(method string) bool {
+	if x.requested.raw != "" || x.engine.draining == nil || !x.engine.draining() || x.context == nil || x.context.sessions == nil {
+		return false
+	}
+	return !Idempotent(method)
+}
+
+// Idempotent reports whether repeating a request does no more than the request
+// itself (RFC 9110, section 9.2.2).
+func Idempotent(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:
+		return true
+	}
+	return false
+}
+
+// sayDraining tells balancers why the response is what it is.
+func (x *Exchange) sayDraining(how string) {
+	if x.Committed() {
+		return
+	}
+	h := x.out.w.Header()
+	h.Set("Retry-After", "1")
+	h.Set(DrainingHeader, how)
 }
 
 // hostEnd is the last handler of a host's pipeline.

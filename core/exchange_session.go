@@ -155,7 +155,11 @@ func (x *Exchange) findOrCreate(search, create bool) (heldSession, error) {
 			if i >= 0 {
 				q = x.alsoRequested[i]
 			}
-			h, err := c.sessions.Find(x.parent, session.Key{Context: c.name, ID: q.id})
+			find := c.sessions.Find
+			if c.locker != nil {
+				find = x.findLocked
+			}
+			h, err := find(x.parent, session.Key{Context: c.name, ID: q.id})
 			if err != nil {
 				return heldSession{}, fmt.Errorf("core: find session %s: %w", session.Prefix(q.id), err)
 			}
@@ -171,8 +175,17 @@ func (x *Exchange) findOrCreate(search, create bool) (heldSession, error) {
 		return heldSession{}, session.ErrCommitted
 	}
 	h, err := c.sessions.Create(x.parent, c.name, session.NewOptions{MaxInactive: c.maxInactive, Route: x.engine.route})
+	if errors.Is(err, session.ErrDraining) {
+		x.sayDraining(DrainingNoSession)
+	}
 	if err != nil {
 		return heldSession{}, fmt.Errorf("core: create session: %w", err)
+	}
+	if c.locker != nil {
+		if err := x.lockCreated(h); err != nil {
+			h.Release()
+			return heldSession{}, err
+		}
 	}
 	return heldSession{Handle: h, x: x}, nil
 }
@@ -224,6 +237,12 @@ func (x *Exchange) SetLevel(l Level) { x.sess.level, x.sess.set = l, true }
 
 // Level returns what this request waits for.
 func (x *Exchange) Level() Level {
+	if x.context != nil && x.context.locker != nil {
+		return Synced // whoever gets the session next has to see the changes
+	}
+	if x.engine.draining != nil && x.engine.draining() {
+		return Synced // the next request goes to another node
+	}
 	if x.sess.set || x.context == nil {
 		return x.sess.level
 	}
@@ -266,6 +285,9 @@ func (x *Exchange) settleSessions() error {
 			}
 		}
 	}
+	if x.context != nil && x.context.locker != nil {
+		return x.settleLocked()
+	}
 	if !x.waits() {
 		return nil
 	}
@@ -274,6 +296,9 @@ func (x *Exchange) settleSessions() error {
 
 // settleLate is settleSessions for a header that has gone out already.
 func (x *Exchange) settleLate() error {
+	if x.context != nil && x.context.locker != nil {
+		return x.settleLocked()
+	}
 	if !x.waits() {
 		return nil
 	}
@@ -302,7 +327,7 @@ func (x *Exchange) commitSessions(l Level) error {
 // handOver gives the manager what has changed, without waiting: at the end of
 // every request, also of one that failed, since the changes are live here.
 func (x *Exchange) handOver() {
-	if !x.Replicates() {
+	if !x.Replicates() || x.context.locker != nil { // then releaseLocks does
 		return
 	}
 	ended, current := x.held()

@@ -74,7 +74,7 @@ func refuse(w http.ResponseWriter, err error) {
 	switch {
 	case errors.Is(err, session.ErrTooLarge):
 		status = http.StatusRequestEntityTooLarge
-	case errors.Is(err, session.ErrFull), errors.Is(err, session.ErrNone):
+	case errors.Is(err, session.ErrFull), errors.Is(err, session.ErrNone), errors.Is(err, session.ErrDraining):
 		status = http.StatusServiceUnavailable
 	case errors.Is(err, session.ErrInvalid):
 		status = http.StatusConflict

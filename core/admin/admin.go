@@ -66,6 +66,11 @@ type Sources struct {
 	Config  func() []byte
 	Metrics func() []channel.Sample
 	Reload  func(ctx context.Context) error
+	// Drain begins to drain the node, or joins that, and returns when it is done
+	// or ctx ends. Drained returns the report as it is now, with up to limit
+	// sessions.
+	Drain   func(ctx context.Context)
+	Drained func(limit int) any
 }
 
 // Member is an element of /v1/members.
@@ -308,6 +313,9 @@ func (a *Server) routes() http.Handler {
 	mux.HandleFunc("GET /v1/sessions", source(a.src.Sessions != nil, a.sessions))
 	mux.HandleFunc("GET /v1/config", source(a.src.Config != nil, a.config))
 	mux.HandleFunc("POST /v1/reload", source(a.src.Reload != nil, a.reload))
+	mux.HandleFunc("POST /v1/drain", source(a.src.Drain != nil, a.drain))
+	mux.HandleFunc("POST /drain", source(a.src.Drain != nil, a.drain))
+	mux.HandleFunc("GET /v1/drain", source(a.src.Drained != nil, a.drained))
 	profiles(mux)
 	return mux
 }
@@ -324,7 +332,7 @@ func source(ok bool, h http.HandlerFunc) http.HandlerFunc {
 
 func (a *Server) index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = w.Write([]byte("/healthz\n/readyz\n/metrics\n/v1/members\n/v1/stack\n/v1/plugins\n/v1/sessions\n/v1/config\n/v1/reload (POST)\n/debug/pprof/\n"))
+	_, _ = w.Write([]byte("/healthz\n/readyz\n/metrics\n/v1/members\n/v1/stack\n/v1/plugins\n/v1/sessions\n/v1/config\n/v1/reload (POST)\n/v1/drain (POST, GET)\n/debug/pprof/\n"))
 }
 
 func (a *Server) ready(w http.ResponseWriter, _ *http.Request) {
@@ -366,16 +374,23 @@ func member(m channel.Member, local bool) Member {
 }
 
 func (a *Server) sessions(w http.ResponseWriter, r *http.Request) {
-	limit := defaultLimit
+	if limit, ok := limitOf(w, r); ok {
+		a.json(w, http.StatusOK, a.src.Sessions(limit))
+	}
+}
+
+// limitOf reads the parameter limit; it has answered if it is not ok.
+func limitOf(w http.ResponseWriter, r *http.Request) (limit int, ok bool) {
+	limit = defaultLimit
 	if text := r.URL.Query().Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 0 || n > maxLimit {
 			http.Error(w, fmt.Sprintf("limit must be a number from 0 to %d", maxLimit), http.StatusBadRequest)
-			return
+			return 0, false
 		}
 		limit = n
 	}
-	a.json(w, http.StatusOK, a.src.Sessions(limit))
+	return limit, true
 }
 
 func (a *Server) config(w http.ResponseWriter, r *http.Request) {
@@ -408,6 +423,23 @@ func (a *Server) reload(w http.ResponseWriter, r *http.Request) {
 	a.json(w, http.StatusOK, struct {
 		Reloaded bool `json:"reloaded"`
 	}{true})
+}
+
+func (a *Server) drain(w http.ResponseWriter, r *http.Request) {
+	limit, ok := limitOf(w, r)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout-5*time.Second)
+	defer cancel()
+	a.src.Drain(ctx)
+	a.json(w, http.StatusOK, a.src.Drained(limit))
+}
+
+func (a *Server) drained(w http.ResponseWriter, r *http.Request) {
+	if limit, ok := limitOf(w, r); ok {
+		a.json(w, http.StatusOK, a.src.Drained(limit))
+	}
 }
 
 func (a *Server) json(w http.ResponseWriter, status int, v any) {

@@ -10,6 +10,8 @@
 //	GET  /v1/sessions  the session tables; ?limit=N sessions are listed (default 100, at most 10,000)
 //	GET  /v1/config    the configuration as YAML, or as JSON if the request accepts that; secrets are ***
 //	POST /v1/reload    reads the configuration again: {"reloaded":true}, or 422 and {"error":"…"}
+//	POST /v1/drain     takes the node out of service, answers with the proof that all its sessions are elsewhere,
+//	                   and then the process ends (also POST /drain); GET is the report so far; ?limit=N as above
 //	GET  /debug/pprof/ profiles for go tool pprof
 //
 // There is no log-in. Requests whose Host is a foreign name and requests that a

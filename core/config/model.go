@@ -32,6 +32,13 @@ type Node struct {
 	WorkDir string `yaml:"work_dir"`
 	// ShutdownTimeout bounds the whole stop. Default 30s.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+	// DrainTimeout bounds how long a node that is told to stop hands its
+	// sessions over before it stops. Default 30s.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// DrainGrace bounds how long a draining node still serves the requests of
+	// its users, until balancers have noticed. It ends as soon as no request has
+	// come for a second. Default 5s.
+	DrainGrace time.Duration `yaml:"drain_grace"`
 }
 
 // Admin is the listener of the admin API.

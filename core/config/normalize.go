@@ -48,6 +48,8 @@ func Default() *Config {
 // Normalizing twice is the same as once.
 func (c *Config) Normalize() {
 	fill(&c.Node.ShutdownTimeout, 30*time.Second)
+	fill(&c.Node.DrainTimeout, 30*time.Second)
+	fill(&c.Node.DrainGrace, 5*time.Second)
 	fill(&c.Node.Name, c.Engine.Route)
 	if c.Node.Name == "" {
 		if host, err := os.Hostname(); err == nil {

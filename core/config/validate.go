@@ -76,6 +76,8 @@ func within[T interface{ ~int | ~int64 }](v *validator, pos Pos, path string, va
 func (v *validator) node() {
 	c := v.cfg
 	within(v, Pos{}, "node.shutdown_timeout", c.Node.ShutdownTimeout, time.Millisecond, maxTimeout)
+	within(v, Pos{}, "node.drain_timeout", c.Node.DrainTimeout, time.Millisecond, maxTimeout)
+	within(v, Pos{}, "node.drain_grace", c.Node.DrainGrace, time.Millisecond, maxTimeout)
 	if len(c.Node.Name) > maxNameLength {
 		v.fail(Pos{}, "node.name", fmt.Sprintf("is longer than %d bytes", maxNameLength), "")
 	}

@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
@@ -49,7 +50,9 @@ const adminTimeout = 2 * time.Second
 func (n *Node) adminSources() admin.Sources {
 	s := admin.Sources{
 		Ready: func() (bool, []string) {
-			if err := n.readyError(); err != nil {
+			if err := n.readyError(); errors.Is(err, errDraining) || errors.Is(err, errStopping) {
+				return false, []string{err.Error()} // at once
+			} else if err != nil {
 				ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
 				defer cancel()
 				return false, append([]string{err.Error()}, n.notReady(ctx)...)
@@ -69,6 +72,14 @@ func (n *Node) adminSources() admin.Sources {
 		},
 		Metrics: n.samples,
 		Reload:  n.Reload,
+		Drain: func(ctx context.Context) {
+			n.beginDrain()
+			select {
+			case <-n.drain.done:
+			case <-ctx.Done(): // the drain goes on
+			}
+		},
+		Drained: func(limit int) any { return n.DrainReport(limit) },
 	}
 	if n.plugins != nil {
 		s.Plugins = n.plugins.Status

@@ -128,12 +128,17 @@ func (n *Node) Start(ctx context.Context) error {
 // the others from their turn.
 func (n *Node) Stop(ctx context.Context) error { return n.app.Stop(ctx) }
 
-// Run starts the node, waits for ctx, and stops it.
+// Run starts the node, waits for ctx or until it is told to drain, drains it and
+// stops it.
 func (n *Node) Run(ctx context.Context) error {
 	if err := n.Start(ctx); err != nil {
 		return err
 	}
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case <-n.DrainAsked():
+	}
+	n.Drain(context.Background())
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.cfg.Node.ShutdownTimeout)
 	defer cancel()
 	return n.Stop(stop)

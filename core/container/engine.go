@@ -31,6 +31,7 @@ func (n *Node) newEngine(cfg *config.Config) (*core.Engine, error) {
 		Route:       cfg.Engine.Route,
 		DefaultHost: cfg.Engine.DefaultHost,
 		Ready:       n.readyError,
+		Draining:    n.drain.is,
 	}
 	var errs []error
 	var err error

@@ -55,6 +55,9 @@ type Node struct {
 	stages     []stage            // what to stop, in the order of starting
 	deployed   sync.Map           // deployKey → core.Bundle
 
+	drain       *drain
+	drainCancel context.CancelFunc // changed by drain.once only
+
 	reloading chan struct{} // one token, kept by stop
 	read      func() (*config.Config, error)
 }
@@ -85,7 +88,7 @@ func newNode(in nodeIn) (*Node, error) {
 		cfg: cfg, parts: in.Parts, name: cfg.Node.Name, net: in.Net, metrics: in.Metrics,
 		interceptors: in.Interceptors, valves: in.Valves,
 		log:       in.Log.With(zap.String("node", cfg.Node.Name)),
-		reloading: make(chan struct{}, 1),
+		reloading: make(chan struct{}, 1), drain: newDrain(), drainCancel: func() {},
 	}
 	if err := n.makeWorkDir(); err != nil {
 		return nil, err
@@ -166,7 +169,14 @@ func (n *Node) removeWorkDir() {
 func (n *Node) engine() *core.Engine { return n.current.Load() }
 
 // serve passes a request to the current engine, so that a reload can switch it.
-func (n *Node) serve(w http.ResponseWriter, r *http.Request) { n.current.Load().ServeHTTP(w, r) }
+func (n *Node) serve(w http.ResponseWriter, r *http.Request) {
+	if n.drain.is() && r.Header.Get("Upgrade") == "" {
+		// The client, or the balancer, comes back on a new connection: perhaps to
+		// another node. No connection that is kept is closed under a request.
+		w.Header().Set("Connection", "close")
+	}
+	n.current.Load().ServeHTTP(w, r)
+}
 
 // onStop adds a stage to be stopped before all earlier ones.
 func (n *Node) onStop(name string, budget time.Duration, stop func(context.Context) error) {
@@ -231,6 +241,9 @@ func (n *Node) stop(ctx context.Context) error {
 	if n.cancel == nil {
 		return nil // never started
 	}
+	n.drain.once.Do(func() { close(n.drain.done) }) // too late to begin one
+	n.drainCancel()                                 // it is over, or there is no time for it
+	<-n.drain.done
 	select {
 	case n.reloading <- struct{}{}: // wait for a running reload, let no other begin
 	case <-ctx.Done():
@@ -282,6 +295,8 @@ func (n *Node) readyError() error {
 	switch {
 	case n.stopping.Load():
 		return errStopping
+	case n.drain.is():
+		return errDraining
 	case !n.ready.Load():
 		return errStarting
 	}

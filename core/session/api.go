@@ -21,6 +21,9 @@ var (
 	ErrCommitted = errors.New("session: response already committed")
 	// ErrFull: the node's session table is full.
 	ErrFull = errors.New("session: table full")
+	// ErrDraining: the node is going to stop and takes no new sessions; another
+	// one will.
+	ErrDraining = errors.New("session: the node is draining and takes no new sessions")
 )
 
 // Session is a user's session, as an application sees it. All methods may be

@@ -108,6 +108,7 @@ type Table struct {
 	started   bool
 	stopped   bool
 	releasing atomic.Bool
+	draining  atomic.Bool
 }
 
 type shard struct {
@@ -137,6 +138,7 @@ type flight struct {
 type metrics struct {
 	created, expired, invalidated, loaded, released, conflicts *channel.Counter
 	full, tooLarge, future, batches, records, retries, lost    *channel.Counter
+	drained                                                    *channel.Counter
 }
 
 // New makes a table. It has no side effect but registering metrics.
@@ -170,6 +172,7 @@ func (t *Table) register(s channel.Settings) {
 		released:    counter("released", "idle sessions left to the manager"),
 		conflicts:   counter("conflicts", "attributes changed on two nodes independently"),
 		full:        counter("refused_full", "sessions refused because the table is full"),
+		drained:     counter("refused_draining", "sessions refused because the node is draining"),
 		tooLarge:    counter("refused_too_large", "changes refused because the session or a name is too large"),
 		future:      counter("access_in_future", "access times ahead of the clock, cut"),
 		batches:     counter("commits", "batches committed"),
@@ -256,6 +259,10 @@ func (t *Table) shard(k session.Key) *shard {
 func (t *Table) Create(_ context.Context, contextName string, o session.NewOptions) (core.Handle, error) {
 	if len(contextName) > session.MaxContext {
 		return nil, fmt.Errorf("table: create: the context's name has %d bytes, at most %d are allowed", len(contextName), session.MaxContext)
+	}
+	if t.draining.Load() {
+		t.m.drained.Inc()
+		return nil, fmt.Errorf("table: create: %w", session.ErrDraining)
 	}
 	if err := t.reserve(); err != nil {
 		return nil, err

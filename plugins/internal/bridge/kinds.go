@@ -15,6 +15,7 @@ const (
 	kindView    uint8 = 20
 	kindStatus  uint8 = 21 // deployers too
 	kindKeys    uint8 = 22
+	kindWhere   uint8 = 23
 	// Calls by the node, memberships.
 	kindLocal uint8 = 32
 	// Calls by the node, interceptors.

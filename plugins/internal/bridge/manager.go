@@ -3,6 +3,7 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -145,6 +146,19 @@ func (m *Manager) Keys(ctx context.Context, limit int) (list []session.Summary, 
 	return list, err
 }
 
+// Where implements core.Handover. A manager that does not implement it answers
+// with an error.
+func (m *Manager) Where(ctx context.Context, q core.WhereQuery) (a core.WhereAnswer, err error) {
+	b, err := encMode.Marshal(q)
+	if err != nil {
+		return a, fmt.Errorf("plugin %s: encode a question: %w", m.name, err)
+	}
+	if b, err = m.outcome(m.calls.Call(ctx, kindWhere, 0, b)); err == nil {
+		err = m.decode(b, &a)
+	}
+	return a, err
+}
+
 // HandleCall implements frame.Handler.
 func (m *Manager) HandleCall(r *frame.Request) {
 	m.life.Count()
@@ -223,6 +237,8 @@ func (s *managerServer) HandleCall(r *frame.Request) {
 			v, err := s.impl.Keys(r.Context(), int(r.Options))
 			answerWith(r, v, err)
 		})
+	case kindWhere:
+		r.Go(s.where)
 	default:
 		refuse(r)
 	}
@@ -261,6 +277,27 @@ func (s *managerServer) load(r *frame.Request) {
 		return
 	}
 	answerWith(r, rec, err)
+}
+
+var errNoHandover = errors.New("this manager cannot say where sessions are")
+
+func (s *managerServer) where(r *frame.Request) {
+	h, ok := s.impl.(core.Handover)
+	if !ok {
+		answer(r, errNoHandover)
+		return
+	}
+	var q core.WhereQuery
+	if err := decMode.Unmarshal(r.Payload, &q); err != nil {
+		answer(r, fmt.Errorf("decode a question: %w", err))
+		return
+	}
+	if len(q.Keys) > core.MaxWhere || q.Page < 0 {
+		answer(r, fmt.Errorf("a question about %d sessions, page %d: at most %d are allowed", len(q.Keys), q.Page, core.MaxWhere))
+		return
+	}
+	a, err := h.Where(r.Context(), q)
+	answerWith(r, a, err)
 }
 
 func (s *managerServer) releaseKeys(r *frame.Request) {

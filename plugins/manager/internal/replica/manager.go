@@ -78,6 +78,7 @@ type Manager struct {
 	silent    map[channel.UniqueID]bool // left the view while they were aside
 	exchanges map[uint64]*exchange
 	fetches   map[uint64]*fetch
+	proofs    map[uint64]*proof
 	ready     bool
 	state     string
 	transfer  time.Duration
@@ -98,7 +99,7 @@ func New(name string, c Config, s channel.Settings) (*Manager, error) {
 		name: name, cfg: c, log: s.Logger,
 		jobs: make(chan func(), jobQueue), bulk: make(chan func(), jobQueue), kick: make(chan struct{}, 1),
 		readyCh: make(chan struct{}), changed: make(chan struct{}),
-		peers: map[channel.UniqueID]*peer{}, silent: map[channel.UniqueID]bool{}, exchanges: map[uint64]*exchange{}, fetches: map[uint64]*fetch{},
+		peers: map[channel.UniqueID]*peer{}, silent: map[channel.UniqueID]bool{}, exchanges: map[uint64]*exchange{}, fetches: map[uint64]*fetch{}, proofs: map[uint64]*proof{},
 		probes: make(chan struct{}, 1), placeKick: make(chan struct{}, 1), unsettled: map[session.Key]struct{}{},
 		state: "not started",
 	}
@@ -495,6 +496,10 @@ func (m *Manager) dispatch(from channel.Member, k kind, id uint64, b []byte) err
 		return m.gotPing(from, id, b)
 	case kindPong:
 		return m.gotPong(from, id, b)
+	case kindProve:
+		return m.gotProve(from, id, b)
+	case kindProof:
+		return m.gotProof(from, id, b)
 	case kindDigest:
 		s, rest, err := parseSpan(b, pairSize)
 		if err != nil {

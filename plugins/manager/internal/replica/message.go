@@ -45,8 +45,13 @@ const (
 	// kindGone: 0, a batch of records of which only the keys count: the sender
 	// does not have them any more.
 	kindGone kind = 11
+	// kindProve: proof id, a batch of records of which only the keys count: does
+	// the receiver have them? kindProof answers it: proof id, pairs of key digest
+	// and content of those that it has.
+	kindProve kind = 12
+	kindProof kind = 13
 
-	lastKind = kindGone
+	lastKind = kindProof
 )
 
 // Flags of a message.

@@ -891,6 +891,8 @@ func TestHostileMessages(t *testing.T) {
 			}
 			send("unknown kind", appendHeader(nil, lastKind+1, 0))
 			send("kind 255", appendHeader(nil, 255, 0))
+			send("bad prove", append(appendHeader(nil, kindProve, 1), 0xff))
+			send("bad proof", append(appendHeader(nil, kindProof, 1), 1, 2, 3))
 			if copies > 0 {
 				header := func(k kind, more ...byte) []byte { return append(appendHeader(nil, k, 0), more...) }
 				send("no flags", appendHeader(nil, kindDelta, 0))
