@@ -62,6 +62,12 @@ type ContextOptions struct {
 	Level Level
 	// CommitTimeout bounds that wait; 0 is DefaultCommitTimeout.
 	CommitTimeout time.Duration
+	// Locker lets one request at a time use a session, on all nodes; nil lets
+	// all at once. Its requests work on the newest state, wait for level Synced
+	// and then give the session back. LockTimeout bounds how long they wait for
+	// it, after which they are answered with 503; 0 is DefaultLockTimeout.
+	Locker      SessionLocker
+	LockTimeout time.Duration
 }
 
 // Context is one application under a path of a host.
@@ -75,6 +81,8 @@ type Context struct {
 	distributable                    bool
 	level                            Level
 	commitTimeout                    time.Duration
+	locker                           SessionLocker // or nil
+	lockTimeout                      time.Duration
 	pipe                             *pipeline
 
 	// running counts the requests inside; retiredBit is set once no more may
@@ -126,6 +134,8 @@ func newContext(h *Host, o ContextOptions) (*Context, error) {
 		distributable: o.Distributable,
 		level:         o.Level,
 		commitTimeout: o.CommitTimeout,
+		locker:        o.Locker,
+		lockTimeout:   o.LockTimeout,
 		idle:          make(chan struct{}),
 	}
 	if t.CookiePath == "" {
@@ -138,6 +148,12 @@ func newContext(h *Host, o ContextOptions) (*Context, error) {
 		return fail("the session cookie's path or domain has characters that may not stand in a header")
 	}
 	c.tracking = t
+	if c.locker != nil {
+		c.level = Synced // whoever gets the session next has to see the changes
+	}
+	if c.lockTimeout <= 0 {
+		c.lockTimeout = DefaultLockTimeout
+	}
 	if c.commitTimeout <= 0 {
 		c.commitTimeout = DefaultCommitTimeout
 	}

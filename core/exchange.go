@@ -47,6 +47,11 @@ type Exchange struct {
 
 	sess exchangeSessions
 	out  response
+	// locks are what this request has, until unlocked; lockErr is why it did not
+	// get one. All are under sess.mu.
+	locks    []keyLock
+	lockErr  error
+	unlocked bool
 
 	onCommit  []func(*Exchange) error
 	onEnd     []func(*Exchange)
@@ -302,6 +307,9 @@ func (x *Exchange) commitFailed(err error) {
 		zap.String("context", x.contextName()), zap.String("session", x.sessionPrefix()), zap.Error(err))
 	x.out.reset(http.StatusServiceUnavailable, fmt.Errorf("core: commit hook: %w", err))
 	x.message = "your changes could not be stored safely; please try again"
+	if errors.Is(err, ErrLocked) {
+		x.message = ErrLocked.Error() + "; please try again"
+	}
 }
 
 func (x *Exchange) contextName() string {
@@ -430,6 +438,7 @@ func (x *Exchange) writeErrorPage() {
 
 // close gives back what the exchange holds.
 func (x *Exchange) close() {
+	x.releaseLocks()
 	x.releaseSessions()
 	x.out.release()
 	if x.context != nil {

@@ -237,9 +237,6 @@ func (x *Exchange) SetLevel(l Level) { x.sess.level, x.sess.set = l, true }
 
 // Level returns what this request waits for.
 func (x *Exchange) Level() Level {
-	if x.context != nil && x.context.locker != nil {
-		return Synced // whoever gets the session next has to see the changes
-	}
 	if x.engine.draining != nil && x.engine.draining() {
 		return Synced // the next request goes to another node
 	}

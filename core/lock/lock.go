@@ -1,0 +1,475 @@
+package lock
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/session"
+)
+
+// Config bounds a locker. Zero values are the defaults.
+type Config struct {
+	// Queue bounds the requests that wait for one session. Default 256.
+	Queue int
+	// MaxSessions bounds the sessions that this node decides about, those in
+	// use and those it remembers. Default 65,536.
+	MaxSessions int
+}
+
+// DefaultLease is how long a request may have a session.
+const DefaultLease = 30 * time.Second
+
+const (
+	// askAgain is the pause before a voter is asked again.
+	askAgain = time.Second
+	// sendTimeout bounds the sending of one message.
+	sendTimeout = 5 * time.Second
+	// maxSends bounds the messages that are being sent; more are dropped, and
+	// asked for again.
+	maxSends = 8192
+	// maxTries is how often it is tried to give a session back.
+	maxTries = 3
+)
+
+// Errors of Lock, for the client of the request.
+var (
+	errFull    = fmt.Errorf("%w, and too many are waiting for it", core.ErrLocked)
+	errStopped = errors.New("lock: the node is stopping")
+)
+
+// Locker decides, with those of the other nodes, who may use a session. All
+// methods may be called concurrently.
+type Locker struct {
+	cfg     Config
+	cluster *core.Cluster // nil for a single node
+	log     *zap.Logger
+	m       metrics
+	undo    []func()
+	life    context.Context
+	end     context.CancelFunc
+	wg      sync.WaitGroup
+
+	mu      sync.Mutex // guards all below
+	view    channel.View
+	changed chan struct{} // closed when the view changes
+	entries map[session.Key]*entry
+	asked   map[uint64]*asking
+	active  map[uint64]*held // sessions that requests have, by number; several of one request
+	number  uint64
+	sends   int
+	stopped bool
+}
+
+// asking is a request that waits for a voter.
+type asking struct {
+	voter channel.UniqueID
+	got   chan message // one
+}
+
+type metrics struct {
+	granted, expired, timeouts, full, lost, bad, dropped *channel.Counter
+}
+
+// New makes a locker for the nodes of cluster; nil for a node without others.
+func New(c Config, cluster *core.Cluster, s channel.Settings) *Locker {
+	c.Queue = cmp.Or(c.Queue, 256)
+	c.MaxSessions = cmp.Or(c.MaxSessions, 65_536)
+	counter := func(name, help string) *channel.Counter {
+		return s.Metrics.Counter("session_locks_"+name+"_total", help)
+	}
+	l := &Locker{
+		cfg: c, cluster: cluster, log: s.Logger, changed: make(chan struct{}),
+		entries: map[session.Key]*entry{}, asked: map[uint64]*asking{}, active: map[uint64]*held{},
+		m: metrics{
+			granted:  counter("granted", "grants by this node as a voter; a lock needs two"),
+			expired:  counter("expired", "leases that ended before the session was given back"),
+			timeouts: counter("timeouts", "requests that did not get their session in time"),
+			full:     counter("refused_full", "requests refused because too many wait for a session, or too many sessions are locked"),
+			lost:     counter("lost", "requests that had their session for longer than its lease"),
+			bad:      counter("bad_messages", "messages that cannot be read"),
+			dropped:  counter("dropped_messages", "messages not sent because too many are on their way"),
+		},
+	}
+	if l.log == nil {
+		l.log = zap.NewNop()
+	}
+	l.life, l.end = context.WithCancel(context.Background())
+	l.view.Local.ID = channel.NewUniqueID()
+	return l
+}
+
+// Start takes part in the decisions of the group, once the channel has been
+// started or before.
+func (l *Locker) Start(context.Context) error {
+	if l.cluster == nil {
+		return nil
+	}
+	unbind, err := l.cluster.Bind(Subject, l.handle)
+	if err != nil {
+		return err
+	}
+	unwatch := l.cluster.Channel().Watch(func(v channel.View, _ channel.MemberEvent) { l.setView(v) })
+	l.undo = append(l.undo, unwatch, unbind)
+	return nil
+}
+
+func (l *Locker) setView(v channel.View) {
+	if v.Local.ID.IsZero() {
+		return
+	}
+	l.vote(func(out []answer) []answer {
+		out = l.changeView(out, v)
+		close(l.changed)
+		l.changed = make(chan struct{})
+		return out
+	})
+}
+
+// Stop ends all waiting. Sessions that are still held stay so on the other
+// nodes until their leases are over.
+func (l *Locker) Stop(ctx context.Context) error {
+	l.mu.Lock()
+	l.stopped = true
+	for _, e := range l.entries {
+		if e.timer != nil {
+			e.timer.Stop()
+		}
+	}
+	l.mu.Unlock()
+	for _, undo := range l.undo {
+		undo()
+	}
+	l.undo = nil
+	done := make(chan struct{})
+	go func() { l.wg.Wait(); close(done) }() // ends with the last message, within sendTimeout
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	l.end()
+	<-done
+	return nil
+}
+
+// vote runs f under the lock and sends what it says.
+func (l *Locker) vote(f func([]answer) []answer) {
+	var few [4]answer
+	l.mu.Lock()
+	out := f(few[:0])
+	local := l.view.Local.ID
+	l.mu.Unlock()
+	for i := range out {
+		if out[i].to.ID == local {
+			l.take(out[i].to, &out[i].m)
+		} else {
+			l.send(out[i].to, &out[i].m)
+		}
+	}
+}
+
+// send sends in the background.
+func (l *Locker) send(to channel.Member, m *message) {
+	l.mu.Lock()
+	if l.stopped || l.sends >= maxSends || l.cluster == nil {
+		l.mu.Unlock()
+		l.m.dropped.Inc()
+		return
+	}
+	l.sends++
+	l.wg.Add(1)
+	l.mu.Unlock()
+	body := encode(m)
+	go func() {
+		defer l.wg.Done()
+		ctx, cancel := context.WithTimeout(l.life, sendTimeout)
+		defer cancel()
+		for try := 1; ; try++ {
+			err := l.cluster.Send(ctx, Subject, []channel.Member{to}, channel.SendAck, body)
+			if err == nil {
+				break
+			}
+			if m.Kind == kindRelease && try < maxTries && ctx.Err() == nil {
+				continue // nobody asks for it again
+			}
+			l.log.Debug("message about a session's lock not sent", zap.Stringer("to", to), zap.Error(err))
+			break
+		}
+		l.mu.Lock()
+		l.sends--
+		l.mu.Unlock()
+	}()
+}
+
+// handle takes a message of another locker.
+func (l *Locker) handle(_ context.Context, msg *channel.Message, body []byte) error {
+	m, err := decode(body)
+	if err != nil {
+		l.m.bad.Inc()
+		return err
+	}
+	from := msg.From
+	switch m.Kind {
+	case kindAcquire:
+		w := waiter{
+			grantee: grantee{from.ID, m.Number}, member: from, lease: time.Duration(m.Lease) * time.Millisecond,
+			deadline: time.Now().Add(time.Duration(m.Wait) * time.Millisecond),
+		}
+		l.vote(func(out []answer) []answer { return l.acquire(out, m.key(), w) })
+	case kindRelease:
+		l.vote(func(out []answer) []answer {
+			return l.release(out, m.key(), grantee{from.ID, m.Number}, m.Status == statusGranted, m.Counter)
+		})
+	case kindHolds:
+		l.vote(func(out []answer) []answer {
+			holder, there := l.view.Get(uniqueID(m.Holder))
+			if !there {
+				holder = l.view.Local
+				holder.ID = uniqueID(m.Holder)
+				if holder.ID != l.view.Local.ID {
+					holder = channel.Member{ID: holder.ID} // gone, or not here yet
+				}
+			}
+			return l.holds(out, &m, holder)
+		})
+	case kindAnswer:
+		l.take(from, &m)
+	}
+	return nil
+}
+
+// take hands an answer to the request that waits for it. A grant that nobody
+// waits for any more is given back; one by a new voter, who was told by another
+// one, is noted.
+func (l *Locker) take(from channel.Member, m *message) {
+	l.mu.Lock()
+	a, h := l.asked[m.Number], l.active[m.Number]
+	late := false
+	switch {
+	case a != nil && a.voter == from.ID:
+		select {
+		case a.got <- *m:
+		default: // it has an answer already
+		}
+	case m.Status != statusGranted:
+	case h != nil:
+		if !slices.ContainsFunc(h.by, func(g grantBy) bool { return g.voter.Is(from) }) {
+			h.by = append(h.by, grantBy{from, m.Number})
+		}
+	default:
+		late = m.ID != ""
+	}
+	l.mu.Unlock()
+	if late {
+		l.ask(from, &message{Kind: kindRelease, Number: m.Number, Context: m.Context, ID: m.ID})
+	}
+}
+
+// ask sends a message to a voter, which may be this node.
+func (l *Locker) ask(voter channel.Member, m *message) {
+	l.mu.Lock()
+	local := l.view.Local
+	l.mu.Unlock()
+	if !voter.Is(local) {
+		l.send(voter, m)
+		return
+	}
+	l.vote(func(out []answer) []answer {
+		if m.Kind == kindRelease {
+			return l.release(out, m.key(), grantee{local.ID, m.Number}, m.Status == statusGranted, m.Counter)
+		}
+		return l.acquire(out, m.key(), waiter{
+			grantee: grantee{local.ID, m.Number}, member: local, lease: time.Duration(m.Lease) * time.Millisecond,
+			deadline: time.Now().Add(time.Duration(m.Wait) * time.Millisecond),
+		})
+	})
+}
+
+// With returns the locker for contexts with that lease; 0 is DefaultLease.
+func (l *Locker) With(lease time.Duration) core.SessionLocker {
+	return leaser{l, min(cmp.Or(lease, DefaultLease), maxLease*time.Millisecond)}
+}
+
+type leaser struct {
+	l     *Locker
+	lease time.Duration
+}
+
+// held is a session in the hands of a request.
+type held struct {
+	l       *Locker
+	key     session.Key
+	by      []grantBy // guarded by l.mu
+	until   time.Time
+	counter uint64
+	fresh   bool
+	broken  uint64
+	done    sync.Once
+}
+
+// grantBy is the grant of one voter. Each question has a number of its own, so
+// that one which is taken back cannot meet a later one.
+type grantBy struct {
+	voter  channel.Member
+	number uint64
+}
+
+// Lock implements core.SessionLocker. It waits as long as ctx allows, at most an
+// hour.
+func (a leaser) Lock(ctx context.Context, key session.Key) (core.SessionLock, error) {
+	l := a.l
+	h := &held{l: l, key: key, until: time.Now().Add(time.Hour), fresh: true}
+	for {
+		l.mu.Lock()
+		voter, ok := h.next(voters(l.view, key))
+		stopped := l.stopped
+		l.mu.Unlock()
+		if stopped {
+			h.free(false, 0)
+			return nil, errStopped
+		}
+		if !ok {
+			return h, nil
+		}
+		if err := h.acquire(ctx, voter, a.lease); err != nil {
+			h.free(false, 0)
+			if ctx.Err() != nil {
+				l.m.timeouts.Inc()
+			}
+			return nil, err
+		}
+	}
+}
+
+// next is the first voter that has not granted yet. l.mu is held.
+func (h *held) next(two [2]channel.Member) (channel.Member, bool) {
+	for _, v := range two {
+		if !slices.ContainsFunc(h.by, func(g grantBy) bool { return g.voter.Is(v) }) {
+			return v, true
+		}
+	}
+	return channel.Member{}, false
+}
+
+// acquire waits for one voter. It returns without its grant if the view changes
+// so that it is none any more.
+func (h *held) acquire(ctx context.Context, voter channel.Member, lease time.Duration) error {
+	l := h.l
+	a := &asking{voter: voter.ID, got: make(chan message, 1)}
+	l.mu.Lock()
+	l.number++
+	number := l.number
+	l.asked[number] = a
+	changed := l.changed
+	l.mu.Unlock()
+	wait := time.Duration(maxLease) * time.Millisecond
+	if d, ok := ctx.Deadline(); ok {
+		wait = min(wait, max(time.Until(d), time.Millisecond))
+	}
+	m := message{Kind: kindAcquire, Number: number, Context: h.key.Context, ID: h.key.ID, Lease: lease.Milliseconds(), Wait: wait.Milliseconds() + 1}
+	start := time.Now()
+	again := time.NewTicker(askAgain)
+	defer again.Stop()
+	l.ask(voter, &m)
+	for {
+		select {
+		case got := <-a.got:
+			if got.Status != statusGranted {
+				h.forget(voter, number)
+				return errFull
+			}
+			// The voter counts from when it granted, which is later.
+			h.grant(voter, start.Add(time.Duration(got.Wait)*time.Millisecond+lease), &got, number)
+			return nil
+		case <-changed:
+			l.mu.Lock()
+			changed = l.changed
+			two := voters(l.view, h.key)
+			l.mu.Unlock()
+			if !voter.Is(two[0]) && !voter.Is(two[1]) {
+				h.forget(voter, number)
+				return nil
+			}
+		case <-again.C:
+			l.ask(voter, &m)
+		case <-ctx.Done():
+			h.forget(voter, number)
+			return fmt.Errorf("%w and was not free in time (session.lock_timeout): %w", core.ErrLocked, context.Cause(ctx))
+		case <-l.life.Done():
+			h.forget(voter, number)
+			return errStopped
+		}
+	}
+}
+
+func (h *held) grant(voter channel.Member, until time.Time, m *message, number uint64) {
+	if until.Before(h.until) {
+		h.until = until
+	}
+	l := h.l
+	l.mu.Lock()
+	h.by = append(h.by, grantBy{voter, number})
+	l.active[number] = h
+	delete(l.asked, number)
+	mine := l.view.Local.ID
+	l.mu.Unlock()
+	// Both voters have to know that it was this node.
+	h.fresh = h.fresh && uniqueID(m.Last) == mine && m.Broken == 0
+	h.counter = max(h.counter, m.Counter)
+	h.broken = max(h.broken, m.Broken)
+}
+
+// forget takes back what was asked of a voter.
+func (h *held) forget(voter channel.Member, number uint64) {
+	h.l.mu.Lock()
+	delete(h.l.asked, number)
+	h.l.mu.Unlock()
+	h.l.ask(voter, &message{Kind: kindRelease, Number: number, Context: h.key.Context, ID: h.key.ID})
+}
+
+// Held implements core.SessionLock.
+func (h *held) Held() bool {
+	if time.Now().Before(h.until) {
+		return true
+	}
+	h.l.m.lost.Inc()
+	return false
+}
+
+// Last implements core.SessionLock.
+func (h *held) Last() (uint64, bool) { return h.counter, h.fresh }
+
+// Broken implements core.SessionLock.
+func (h *held) Broken() uint64 { return h.broken }
+
+// Unlock implements core.SessionLock.
+func (h *held) Unlock(counter uint64) { h.free(true, counter) }
+
+// free tells the voters, the last one first: whoever comes next asks the first
+// one first.
+func (h *held) free(worked bool, counter uint64) {
+	h.done.Do(func() {
+		l := h.l
+		l.mu.Lock()
+		by := h.by
+		for _, g := range by {
+			delete(l.active, g.number)
+		}
+		l.mu.Unlock()
+		for _, g := range slices.Backward(by) {
+			m := message{Kind: kindRelease, Number: g.number, Context: h.key.Context, ID: h.key.ID, Counter: counter}
+			if worked {
+				m.Status = statusGranted
+			}
+			l.ask(g.voter, &m)
+		}
+	})
+}

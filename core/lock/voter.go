@@ -1,0 +1,266 @@
+package lock
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/core/session"
+)
+
+// grantee is one request of one node.
+type grantee struct {
+	node   channel.UniqueID
+	number uint64
+}
+
+// waiter is a request in the queue of a session.
+type waiter struct {
+	grantee
+	member   channel.Member
+	lease    time.Duration
+	since    time.Time
+	deadline time.Time
+}
+
+// entry is what a voter knows of a session.
+type entry struct {
+	holder waiter // valid if held
+	held   bool
+	until  time.Time
+	waited time.Duration // the holder, in the queue
+	queue  []waiter
+	timer  *time.Timer // looks again when the lease is over; or nil
+
+	counter uint64
+	last    channel.UniqueID // who gave it back last; zero if not known
+	broken  uint64           // holders since then that did not give it back
+}
+
+// answer is what is sent to a request.
+type answer struct {
+	to channel.Member
+	m  message
+}
+
+// acquire takes a request; all below is called with l.mu held and appends what
+// is to be sent.
+func (l *Locker) acquire(out []answer, key session.Key, w waiter) []answer {
+	e := l.entries[key]
+	if e == nil {
+		if !l.room() {
+			return l.refuse(out, w)
+		}
+		e = &entry{}
+		l.entries[key] = e
+	}
+	now := time.Now()
+	if e.held && e.holder.grantee == w.grantee { // asked again: the answer was lost
+		return append(out, e.answer(key))
+	}
+	for _, q := range e.queue {
+		if q.grantee == w.grantee {
+			return out
+		}
+	}
+	if len(e.queue) >= l.cfg.Queue {
+		return l.refuse(out, w)
+	}
+	w.since = now
+	e.queue = append(e.queue, w)
+	return l.advance(out, key, e, now)
+}
+
+func (l *Locker) refuse(out []answer, w waiter) []answer {
+	l.m.full.Inc()
+	return append(out, answer{w.member, message{Kind: kindAnswer, Number: w.number, Status: statusFull}})
+}
+
+// room makes room for one more session, forgetting what nobody uses.
+func (l *Locker) room() bool {
+	if len(l.entries) < l.cfg.MaxSessions {
+		return true
+	}
+	tries := 0
+	for key, e := range l.entries {
+		if !e.held && len(e.queue) == 0 {
+			delete(l.entries, key)
+			return true
+		}
+		if tries++; tries == 1000 {
+			break
+		}
+	}
+	return false
+}
+
+// advance gives the session to the next one, if it is free.
+func (l *Locker) advance(out []answer, key session.Key, e *entry, now time.Time) []answer {
+	if e.held && !now.Before(e.until) {
+		l.m.expired.Inc()
+		e.held = false
+		e.broken++
+	}
+	for !e.held && len(e.queue) > 0 {
+		w := e.queue[0]
+		e.queue = e.queue[1:]
+		if !now.Before(w.deadline) {
+			continue
+		}
+		e.held, e.holder, e.until, e.waited = true, w, now.Add(w.lease), now.Sub(w.since)
+		l.m.granted.Inc()
+		out = append(out, e.answer(key))
+	}
+	if e.timer != nil {
+		e.timer.Stop()
+		e.timer = nil
+	}
+	if e.held && len(e.queue) > 0 && !l.stopped {
+		e.timer = time.AfterFunc(e.until.Sub(now), func() {
+			l.vote(func(out []answer) []answer {
+				if l.entries[key] != e || l.stopped {
+					return out
+				}
+				return l.advance(out, key, e, time.Now())
+			})
+		})
+	}
+	return out
+}
+
+func (e *entry) answer(key session.Key) answer {
+	m := message{
+		Kind: kindAnswer, Number: e.holder.number, Context: key.Context, ID: key.ID, Status: statusGranted, Wait: e.waited.Milliseconds(),
+		Counter: e.counter, Broken: e.broken,
+	}
+	if !e.last.IsZero() {
+		m.Last = e.last[:]
+	}
+	return answer{e.holder.member, m}
+}
+
+// release takes the session back, or the request out of the queue.
+func (l *Locker) release(out []answer, key session.Key, g grantee, worked bool, counter uint64) []answer {
+	e := l.entries[key]
+	if e == nil {
+		return out
+	}
+	if !e.held || e.holder.grantee != g {
+		for i, q := range e.queue {
+			if q.grantee == g {
+				e.queue = append(e.queue[:i:i], e.queue[i+1:]...)
+				break
+			}
+		}
+		return l.advance(out, key, e, time.Now())
+	}
+	e.held = false
+	if worked {
+		e.counter, e.last, e.broken = max(e.counter, counter), g.node, 0
+	}
+	return l.advance(out, key, e, time.Now())
+}
+
+// holds takes the word of another voter for who has the session.
+func (l *Locker) holds(out []answer, m *message, member channel.Member) []answer {
+	e := l.entries[m.key()]
+	if e == nil {
+		if !l.room() {
+			return out
+		}
+		e = &entry{}
+		l.entries[m.key()] = e
+	}
+	if e.held {
+		return out
+	}
+	e.held, e.until = true, time.Now().Add(time.Duration(m.Lease)*time.Millisecond)
+	e.holder = waiter{grantee: grantee{uniqueID(m.Holder), m.Number}, member: member}
+	e.broken = max(e.broken, m.Broken)
+	if e.counter < m.Counter {
+		e.counter, e.last = m.Counter, uniqueID(m.Last)
+	}
+	// The holder gives it back here too.
+	return append(out, e.answer(m.key()))
+}
+
+// changeView forgets the requests of members that have gone, frees what nodes
+// had that surely have ended, and tells new voters who holds what.
+func (l *Locker) changeView(out []answer, v channel.View) []answer {
+	present := map[channel.UniqueID]channel.Member{v.Local.ID: v.Local}
+	address := map[netip.AddrPort]channel.UniqueID{v.Local.Addr(): v.Local.ID}
+	for _, m := range v.Members {
+		present[m.ID] = m
+		address[m.Addr()] = m.ID
+	}
+	before := l.view
+	l.view = v
+	now := time.Now()
+	for key, e := range l.entries {
+		queue := e.queue[:0]
+		for _, w := range e.queue {
+			if _, there := present[w.node]; there {
+				queue = append(queue, w)
+			}
+		}
+		e.queue = queue
+		if e.held {
+			if _, there := present[e.holder.node]; !there {
+				if id, again := address[e.holder.member.Addr()]; again && id != e.holder.node && e.holder.member.Port != 0 {
+					e.until = now
+				}
+			}
+		}
+		out = l.advance(out, key, e, now)
+		if !e.held {
+			continue
+		}
+		old := voters(before, key)
+		for _, m := range voters(v, key) {
+			if m.Is(v.Local) || m.Is(old[0]) || m.Is(old[1]) {
+				continue
+			}
+			out = append(out, answer{m, message{
+				Kind: kindHolds, Context: key.Context, ID: key.ID, Number: e.holder.number, Holder: e.holder.node[:],
+				Lease: max(e.until.Sub(now).Milliseconds(), 1), Counter: e.counter, Broken: e.broken, Last: e.last[:],
+			}})
+		}
+	}
+	return out
+}
+
+// voters are the two members that decide about a session, in order; both are the
+// same if there is one member only.
+func voters(v channel.View, key session.Key) (two [2]channel.Member) {
+	digest := key.Digest()
+	var best [2]uint64
+	put := func(m channel.Member) {
+		s := score(m.ID, digest)
+		switch {
+		case s > best[0]:
+			best[1], two[1] = best[0], two[0]
+			best[0], two[0] = s, m
+		case s > best[1]:
+			best[1], two[1] = s, m
+		}
+	}
+	put(v.Local)
+	for _, m := range v.Members {
+		put(m)
+	}
+	if best[1] == 0 {
+		two[1] = two[0]
+	}
+	return two
+}
+
+// score orders the members for a session, the same on all nodes. It is not 0.
+func score(id channel.UniqueID, digest uint64) uint64 {
+	h := digest
+	for _, c := range id {
+		h = (h ^ uint64(c)) * 1099511628211 // FNV-1a, and the finisher of MurmurHash3
+	}
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	return (h ^ h>>33) | 1
+}
