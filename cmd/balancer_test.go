@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/longhouse-go/longhouse/core"
 )
 
 // backends starts servers that answer with their route, and a balancer.
@@ -101,5 +103,51 @@ func TestBalancerDoesNotRepeatPosts(t *testing.T) {
 	b.set("a", ln.Addr().String())
 	if code, got := ask(t, front, "GET", "/", "a", ""); code != http.StatusOK || got != "b" {
 		t.Errorf("GET: %d %q, want the other node", code, got)
+	}
+}
+
+// What a draining node refuses goes to another one, if that does no harm; if all
+// refuse, the client is told.
+func TestBalancerLeavesDrainingNodes(t *testing.T) {
+	for _, c := range []struct {
+		how, method string
+		moves       bool
+	}{
+		{core.DrainingRefused, "POST", true},
+		{core.DrainingRefused, "GET", true},
+		{core.DrainingNoSession, "GET", true},
+		{core.DrainingNoSession, "PUT", true},
+		{core.DrainingNoSession, "POST", false},
+		{"", "GET", false},
+	} {
+		b := newBalancer([]string{"a", "b"})
+		for _, route := range []string{"a", "b"} {
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if route == "a" {
+					if c.how != "" {
+						w.Header().Set(core.DrainingHeader, c.how)
+					}
+					w.WriteHeader(http.StatusServiceUnavailable)
+					return
+				}
+				body, _ := io.ReadAll(r.Body)
+				_, _ = w.Write(body)
+			}))
+			t.Cleanup(s.Close)
+			b.set(route, strings.TrimPrefix(s.URL, "http://"))
+		}
+		front := httptest.NewServer(b)
+		t.Cleanup(front.Close)
+		code, body := ask(t, front, c.method, "/", "a", "body")
+		if moved := code == http.StatusOK && body == "body"; moved != c.moves || !moved && code != http.StatusServiceUnavailable {
+			t.Errorf("%s, %q: %d %q", c.method, c.how, code, body)
+		}
+		if !c.moves {
+			continue
+		}
+		b.set("b", "") // nobody else is there
+		if code, _ := ask(t, front, c.method, "/", "a", "body"); code != http.StatusServiceUnavailable {
+			t.Errorf("%s, %q, alone: %d", c.method, c.how, code)
+		}
 	}
 }
