@@ -50,7 +50,9 @@ type writers struct {
 	last  []int64 // the number that each user's last write got
 	log   [][]served
 	fails atomic.Int64
-	wg    sync.WaitGroup
+	// answered counts the requests that succeeded.
+	answered atomic.Int64
+	wg       sync.WaitGroup
 }
 
 func startWriters(t *testing.T, n *node, users int) *writers {
@@ -75,6 +77,7 @@ func startWriters(t *testing.T, n *node, users int) *writers {
 					t.Errorf("user %d: the counter went from %d to %d", i, l.last[i], v)
 				}
 				l.last[i] = v
+				l.answered.Add(1)
 			}
 		})
 	}
