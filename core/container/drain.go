@@ -187,6 +187,8 @@ func (n *Node) runDrain(ctx context.Context) {
 	n.drain.set(func(r *DrainReport) { r.State = DrainAsking })
 	report := n.handOver(ctx)
 	report.Problems = append(problems, report.Problems...)
+	n.metrics.Counter("drain_handed_over_total", "Sessions of which another member, or the store, confirmed that it has them when this node was drained.").Add(int64(report.HandedOver))
+	n.metrics.Counter("drain_left_total", "Sessions that nobody else was known to have when this node was drained.").Add(int64(report.Left))
 	n.drain.set(func(r *DrainReport) {
 		report.Since, report.Took = r.Since, time.Since(start).Seconds()
 		*r = report
