@@ -317,7 +317,8 @@ func (m *tribes) Start(_ context.Context, local channel.Member, _ []channel.Memb
 	if err != nil {
 		return err
 	}
-	m.stop = make(chan struct{})
+	stop := make(chan struct{})
+	m.stop = stop
 	m.wg.Go(func() {
 		defer conn.Close()
 		began := time.Now()
@@ -330,7 +331,7 @@ func (m *tribes) Start(_ context.Context, local channel.Member, _ []channel.Memb
 			_, _ = conn.WriteTo(wire.AppendMember(nil, local), &net.UDPAddr{IP: net.IPv4(228, 0, 0, 4), Port: 45564})
 			select {
 			case <-tick.C:
-			case <-m.stop:
+			case <-stop:
 				return
 			}
 		}

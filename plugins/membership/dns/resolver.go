@@ -170,8 +170,8 @@ func (r *resolver) ask(ctx context.Context, name string, t dnsmessage.Type, serv
 		if err == nil || errors.Is(err, errNoName) {
 			return a, err
 		}
-		if ctx.Err() != nil {
-			return answer{}, ctx.Err()
+		if err := ended(ctx); err != nil {
+			return answer{}, err
 		}
 		errs = append(errs, fmt.Errorf("name server %s: %w", s, err))
 	}
@@ -179,6 +179,18 @@ func (r *resolver) ask(ctx context.Context, name string, t dnsmessage.Type, serv
 		return answer{}, errors.New("no name server is known")
 	}
 	return answer{}, errors.Join(errs...)
+}
+
+// ended is ctx.Err, and also knows a deadline that has passed before the timer
+// of the context was looked at.
+func ended(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
+		return context.DeadlineExceeded
+	}
+	return nil
 }
 
 // exchange asks one server, by datagram and, if the answer does not fit into
