@@ -374,6 +374,83 @@ func TestDrainAlone(t *testing.T) {
 	}
 }
 
+// With a store a node hands its sessions over without any other member: the
+// next one finds them there.
+func TestDrainIntoStore(t *testing.T) {
+	g := newGroup(t)
+	dir, store := t.TempDir(), t.TempDir()
+	args := []string{"--set", "cluster.manager.use=persistent", "--set", "cluster.manager.directory=" + store, "--set", "cluster.send=async"}
+	a := g.start("a", append(args, "--set", "node.work_dir="+dir)...)
+	a.awaitReady()
+	c := newClient(t)
+	for range 3 {
+		c.must(t, "GET", a, "/write")
+	}
+	a.terminate()
+	if r := drainReport(t, dir); r.State != container.Drained || r.HandedOver != 1 || r.Holders["store"] != 1 {
+		t.Errorf("%+v; its log:\n%s", r, a.log)
+	}
+	b := g.start("b", args...)
+	b.awaitReady()
+	if n := strings.TrimSpace(c.must(t, "GET", b, "/read")); n != "3" {
+		t.Errorf("after the restart n=%s", n)
+	}
+}
+
+// When a node is killed, parallel requests that still have its route are all
+// served, by several nodes at once, with the same session: the random part of the
+// id stays, the route becomes that of the node that answers. The old route goes
+// on to work, and no write is lost.
+func TestOldRouteAfterFailover(t *testing.T) {
+	g := newGroup(t)
+	a, b, c := g.start("a", "--set", "cluster.send=sync"), g.start("b", "--set", "cluster.send=sync"), g.start("c", "--set", "cluster.send=sync")
+	awaitMembers(3, a, b, c)
+	u := newClient(t)
+	u.must(t, "POST", a, "/set?dataName=colour&dataValue=green")
+	old := u.cookie
+	id, route, _ := strings.Cut(old, ".")
+	if route != "a" {
+		t.Fatalf("cookie %q", old)
+	}
+	a.kill()
+	for round := range 2 {
+		var wg sync.WaitGroup
+		for i := range 16 {
+			n, want := b, id+".b"
+			if i%2 == 1 {
+				n, want = c, id+".c"
+			}
+			p := newClient(t)
+			p.cookie = old
+			wg.Go(func() {
+				code, body, err := p.do("GET", n, "/info")
+				var seen struct {
+					ID         string            `json:"id"`
+					IsNew      bool              `json:"isNew"`
+					Attributes map[string]string `json:"attributes"`
+				}
+				if err == nil {
+					err = json.Unmarshal([]byte(body), &seen)
+				}
+				if err != nil || code != http.StatusOK || seen.ID != want || seen.IsNew || seen.Attributes["colour"] != "green" || p.cookie != want {
+					t.Errorf("round %d: %d %v: cookie %q, %+v; want %q", round, code, err, p.cookie, seen, want)
+				}
+				if code, _, err := p.do("POST", n, "/set?dataName=k"+strconv.Itoa(i)+"&dataValue=v"); err != nil || code != http.StatusSeeOther {
+					t.Errorf("round %d: %d %v", round, code, err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	for _, n := range []*node{b, c} {
+		p := newClient(t)
+		p.cookie = old
+		if got := info(t, p.must(t, "GET", n, "/info")); len(got.Attributes) != 17 {
+			t.Errorf("%d of 17 attributes: %v", len(got.Attributes), got.Attributes)
+		}
+	}
+}
+
 // rollingUsers is how many users a rolling restart has: 2,000, or what the flag
 // -sessions says.
 func rollingUsers() int {
