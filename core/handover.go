@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"errors"
 
 	"github.com/longhouse-go/longhouse/core/session"
 )
@@ -18,6 +19,9 @@ type Handover interface {
 	// else. The caller does not change the answer.
 	Where(ctx context.Context, q WhereQuery) (WhereAnswer, error)
 }
+
+// ErrNoHandover: the manager does not implement Handover.
+var ErrNoHandover = errors.New("the manager cannot say where sessions are")
 
 // WhereQuery is what is asked for.
 type WhereQuery struct {

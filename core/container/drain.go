@@ -255,17 +255,18 @@ func (n *Node) handOverTable(ctx context.Context, s *sessions, r *DrainReport) {
 			Holders: w.Holders, Digest: fmt.Sprintf("%016x", w.Content),
 		})
 	}
-	why := ""
-	switch h, ok := s.manager.(core.Handover); {
-	case s.manager == nil:
-		why = "they are not replicated"
-	case !ok:
-		why = "the manager cannot say where they are"
+	why := "they are not replicated"
+	h, ok := s.manager.(core.Handover)
+	switch {
+	case ok:
+		p := &proving{n: n, s: s, h: h, left: left, note: note, pages: 1}
+		if why = p.run(ctx); p.page < p.pages {
+			r.Problems = append(r.Problems, fmt.Sprintf("manager %s: it is not known which other sessions it has: %s", s.name, why))
+		}
+	case s.manager != nil:
+		why = core.ErrNoHandover.Error()
+		fallthrough
 	default:
-		p := &proving{n: n, s: s, h: h, left: left, note: note}
-		why = p.run(ctx)
-	}
-	if s.manager == nil || len(left) == 0 && why != "" {
 		for _, k := range s.table.Keys() {
 			left[k] = true
 		}
@@ -287,6 +288,23 @@ type proving struct {
 	left map[session.Key]bool
 	note func(core.Whereabouts)
 	seen map[session.Key]bool // of the table
+	// page is the next one to be asked for, of pages.
+	page, pages int
+}
+
+// read asks for the pages that have not been asked for.
+func (p *proving) read(ctx context.Context) error {
+	for p.page < p.pages {
+		a, err := p.h.Where(ctx, core.WhereQuery{Page: p.page})
+		if err != nil {
+			return err
+		}
+		p.pages = a.Pages
+		p.page++
+		p.take(a)
+	}
+	p.pages = p.page
+	return nil
 }
 
 // run asks until nothing is left, nobody is there to ask, or ctx ends; it
@@ -300,27 +318,24 @@ func (p *proving) run(ctx context.Context) (why string) {
 	}
 	explain(p.s.table.FlushSynced(ctx))
 	p.seen = map[session.Key]bool{}
-	for page, pages := 0, 1; page < pages; page++ {
-		a, err := p.h.Where(ctx, core.WhereQuery{Page: page})
-		if err != nil {
-			explain(err)
-			break // the sessions of the table are asked for below
-		}
-		pages = a.Pages
-		p.take(a)
-	}
+	err := p.read(ctx)
+	explain(err)
 	for _, k := range p.s.table.Keys() {
 		if !p.seen[k] {
 			p.left[k] = true
 		}
 	}
-	for round := 0; len(p.left) > 0; round++ {
+	if errors.Is(err, core.ErrNoHandover) {
+		return why
+	}
+	for round := 0; len(p.left) > 0 || p.page < p.pages; round++ {
 		if round > 0 && p.alone() {
 			return "there is no other member to take them"
 		}
 		if round > 0 && !channel.Pause(ctx, drainAgain) || ctx.Err() != nil {
 			return "the time to drain is over (node.drain_timeout): " + why
 		}
+		explain(p.read(ctx))
 		keys := slices.Collect(maps.Keys(p.left))
 		if round > 0 { // what has been asked for once is sent again
 			explain(p.s.table.CommitAgain(ctx, keys))

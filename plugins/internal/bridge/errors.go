@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
 )
 
@@ -21,7 +22,7 @@ var errorCodes = []struct {
 	{10, channel.ErrBadMessage}, {11, channel.ErrNotConfigured},
 	{12, channel.ErrReplaced}, {13, channel.ErrPanic},
 	{32, session.ErrNone}, {33, session.ErrInvalid}, {34, session.ErrTooLarge},
-	{35, session.ErrCommitted}, {36, session.ErrFull},
+	{35, session.ErrCommitted}, {36, session.ErrFull}, {37, core.ErrNoHandover},
 	{64, context.Canceled}, {65, context.DeadlineExceeded},
 }
 

@@ -3,7 +3,6 @@ package bridge
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -279,12 +278,10 @@ func (s *managerServer) load(r *frame.Request) {
 	answerWith(r, rec, err)
 }
 
-var errNoHandover = errors.New("this manager cannot say where sessions are")
-
 func (s *managerServer) where(r *frame.Request) {
 	h, ok := s.impl.(core.Handover)
 	if !ok {
-		answer(r, errNoHandover)
+		answer(r, core.ErrNoHandover)
 		return
 	}
 	var q core.WhereQuery
