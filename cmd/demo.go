@@ -183,7 +183,7 @@ func (d *demoCluster) start(ctx context.Context, exe, dir, route string, group i
 	n := &demoNode{route: route, cmd: exec.Command(exe, args...), gone: make(chan struct{})}
 	// An interrupt on the terminal is for us; the nodes stop when we close
 	// their standard input, also if we are killed.
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	ownGroup(n.cmd)
 	n.cmd.Stderr = d.err
 	stdin, err := n.cmd.StdinPipe()
 	if err != nil {
