@@ -1,4 +1,4 @@
-.PHONY: run test test-peers lint bench bench-peers fuzz
+.PHONY: run test reproduce test-peers lint bench bench-peers fuzz
 
 # A three-node cluster on this machine; the page's address is printed.
 run:
@@ -6,6 +6,10 @@ run:
 
 test:
 	go test ./...
+
+# Repeats one simulated history of clients by its name, scenario/seed: make reproduce NAME=lock-kill/7
+reproduce:
+	go test ./conformance/history -count=1 -v -run 'TestHistories$$' -args -history.name='$(NAME)'
 
 # Longhouse nodes in one group with Apache Tribes nodes, live. Needs Java and the jars of Tomcat; on Debian:
 # apt-get install --no-install-recommends libtomcat10-java default-jdk-headless

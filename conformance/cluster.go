@@ -48,6 +48,8 @@ type Node struct {
 	Manager core.Manager
 	Table   *table.Table
 	Metrics *channel.Metrics
+	// Shared is the channel, shared by subject.
+	Shared *core.Cluster
 
 	undo []func()
 }
@@ -132,6 +134,7 @@ func (n *Node) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.Shared = shared
 	n.undo = append(n.undo, unbind, shared.Close)
 	if err := n.Channel.Start(ctx); err != nil {
 		return err
@@ -152,13 +155,19 @@ func (c *Cluster) Stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, n := range c.Nodes {
-		if err := errors.Join(n.Table.Stop(ctx), n.Manager.Stop(ctx), n.Channel.Stop(ctx)); err != nil {
+		if err := n.Stop(ctx); err != nil {
 			c.tb.Errorf("stop %s: %v", n.Name, err)
 		}
-		for _, undo := range n.undo {
-			undo()
-		}
 	}
+}
+
+// Stop stops one node: in an orderly way, unless its network is gone.
+func (n *Node) Stop(ctx context.Context) error {
+	err := errors.Join(n.Table.Stop(ctx), n.Manager.Stop(ctx), n.Channel.Stop(ctx))
+	for _, undo := range n.undo {
+		undo()
+	}
+	return err
 }
 
 // Await waits in virtual time until check returns nil, and fails the test with

@@ -157,6 +157,18 @@ type Session struct {
 	MaxSize int `yaml:"max_size"`
 	// WarnSize logs bigger sessions, in bytes. Default 1 MiB.
 	WarnSize int `yaml:"warn_size"`
+	// Lock is none, or session: one request at a time uses a session, on all
+	// nodes, works on its newest state and waits until its changes are stored
+	// everywhere, whatever cluster.send says. All nodes need the same value.
+	// Default none.
+	Lock string `yaml:"lock"`
+	// LockTimeout bounds how long a request waits for its session; then it is
+	// answered with 503. Default 5s.
+	LockTimeout time.Duration `yaml:"lock_timeout"`
+	// LockLease bounds how long a request may have its session: then the next
+	// one gets it, and this one is answered with 503. It is also how long the
+	// sessions are blocked that a node had when it died. Default 30s.
+	LockLease time.Duration `yaml:"lock_lease"`
 }
 
 // Cluster joins the node to others.

@@ -145,6 +145,9 @@ func (x *Context) normalize(clustered bool) {
 	fillPointer(&s.Cookies, true)
 	fill(&s.MaxSize, 16<<20)
 	fill(&s.WarnSize, 1<<20)
+	fill(&s.Lock, "none")
+	fill(&s.LockTimeout, 5*time.Second)
+	fill(&s.LockLease, 30*time.Second)
 }
 
 func (c *Cluster) normalize() {

@@ -334,6 +334,9 @@ func (v *validator) context(x Context, at string) {
 	v.oneOf(x.Pos, at+".session.same_site", s.SameSite, "lax", "strict", "none")
 	within(v, x.Pos, at+".session.max_size", s.MaxSize, 1<<10, maxFrame)
 	within(v, x.Pos, at+".session.warn_size", s.WarnSize, 1, maxFrame)
+	v.oneOf(x.Pos, at+".session.lock", s.Lock, "none", "session")
+	within(v, x.Pos, at+".session.lock_timeout", s.LockTimeout, time.Millisecond, time.Hour)
+	within(v, x.Pos, at+".session.lock_lease", s.LockLease, 100*time.Millisecond, time.Hour)
 	if cl := v.cfg.Cluster; cl != nil && s.MaxSize > cl.Channel.Receiver.MaxFrame {
 		v.fail(x.Pos, at+".session.max_size", fmt.Sprintf("%s is more than a message may have (cluster.channel.receiver.max_frame is %s)",
 			Bytes(s.MaxSize), Bytes(cl.Channel.Receiver.MaxFrame)), "")

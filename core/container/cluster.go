@@ -22,6 +22,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel/udp"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/config"
+	"github.com/longhouse-go/longhouse/core/lock"
 	"github.com/longhouse-go/longhouse/core/table"
 )
 
@@ -30,6 +31,7 @@ type cluster struct {
 	channel  *channel.Channel
 	layers   []layer // of the channel's present stack; changed by reload only
 	shared   *core.Cluster
+	locks    *lock.Locker // of the contexts whose sessions are replicated
 	sessions []*sessions
 	deployer core.Deployer
 }
@@ -207,6 +209,7 @@ func (n *Node) newCluster() (*cluster, error) {
 		return nil, err
 	}
 	c := &cluster{channel: ch, layers: layers, shared: core.NewCluster(ch, settings)}
+	c.locks = lock.New(lock.Config{}, c.shared, n.settings("locks"))
 	if err := c.add(n, "default", cfg.Manager); err != nil {
 		return nil, err
 	}
@@ -338,16 +341,20 @@ func (c *cluster) start(ctx context.Context, n *Node) error {
 		}
 		s.undo = append(s.undo, unbind)
 	}
+	if err := c.locks.Start(ctx); err != nil {
+		return err
+	}
 	// Who calls for a reply that nobody here gives learns that at once.
 	detach := rpc.Attach(c.channel, n.settings("rpc"))
 	if err := c.channel.Start(ctx); err != nil {
 		detach()
-		return err
+		return errors.Join(err, c.locks.Stop(ctx))
 	}
 	n.onStop("channel", 5*time.Second, func(ctx context.Context) error {
 		detach()
 		return c.channel.Stop(ctx)
 	})
+	n.onStop("locks", 5*time.Second, c.locks.Stop)
 	local := c.channel.Local()
 	for _, s := range c.sessions {
 		if err := s.start(ctx, c, local); err != nil {

@@ -126,10 +126,15 @@ func (n *Node) contextOptions(cfg *config.Config, h config.Host, x config.Contex
 		Tracking:      tracking(x.Session),
 		MaxInactive:   sessionTimeout(x.Session),
 	}
+	locks := n.locks
 	if o.Distributable {
 		o.Sessions = n.cluster.tableFor(name)
+		locks = n.cluster.locks
 	} else {
 		o.Sessions = n.local.table
+	}
+	if x.Session.Lock == "session" {
+		o.Locker, o.LockTimeout = locks.With(x.Session.LockLease), x.Session.LockTimeout
 	}
 	return o, nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/longhouse-go/longhouse/core/admin"
 	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/core/httpd"
+	"github.com/longhouse-go/longhouse/core/lock"
 	"github.com/longhouse-go/longhouse/core/table"
 )
 
@@ -40,6 +41,7 @@ type Node struct {
 	plugins      core.PluginHost
 	cluster      *cluster // nil for a single node
 	local        *sessions
+	locks        *lock.Locker // of the contexts whose sessions are not replicated
 
 	current    atomic.Pointer[core.Engine]
 	connectors []*httpd.Connector
@@ -101,6 +103,7 @@ func newNode(in nodeIn) (*Node, error) {
 		}
 	}()
 	n.local = &sessions{name: "local", table: table.New(n.tableConfig(nil), n.settings("sessions.local"))}
+	n.locks = lock.New(lock.Config{}, nil, n.settings("locks.local"))
 	if cfg.Cluster != nil {
 		if in.Parts.Plugins == nil {
 			return nil, errNoPlugins
@@ -208,6 +211,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.onStop("local sessions", time.Second, n.local.table.Stop)
+	n.onStop("local locks", time.Second, n.locks.Stop)
 	if n.cluster != nil {
 		if err := n.cluster.start(ctx, n); err != nil {
 			return err

@@ -1,0 +1,44 @@
+package history
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestCheck(t *testing.T) {
+	const s = time.Second
+	swap := func(client int, from, to time.Duration, old, fresh string) Op {
+		return Op{Client: client, Kind: Swap, Register: "a", Old: old, New: fresh, Call: from, Return: to}
+	}
+	read := func(from, to time.Duration, old string) Op {
+		return Op{Client: 9, Kind: Read, Register: "a", Old: old, Call: from, Return: to}
+	}
+	unknown := func(o Op) Op { o.Unknown = true; return o }
+	for _, c := range []struct {
+		name string
+		ops  []Op
+		good bool
+	}{
+		{"one after the other", []Op{swap(1, 0, s, "", "x"), swap(2, s+1, 2*s, "x", "y"), read(3*s, 4*s, "y")}, true},
+		{"at the same time", []Op{swap(1, 0, 9*s, "y", "x"), swap(2, 0, 9*s, "", "y")}, true},
+		{"a lost update", []Op{swap(1, 0, 9*s, "", "x"), swap(2, 0, 9*s, "", "y")}, false},
+		{"an old value", []Op{swap(1, 0, s, "", "x"), read(2*s, 3*s, "")}, false},
+		{"no answer, made", []Op{unknown(swap(1, 0, s, "", "x")), read(2*s, 3*s, ""), read(4*s, 5*s, "x")}, true},
+		{"no answer, never made", []Op{unknown(swap(1, 0, s, "", "x")), read(2*s, 3*s, ""), swap(2, 4*s, 5*s, "", "y"), read(6*s, 7*s, "y")}, true},
+		{"comes back", []Op{swap(1, 0, s, "", "x"), swap(2, 2*s, 3*s, "x", "y"), read(4*s, 5*s, "x")}, false},
+		{"out of nothing", []Op{read(0, s, "z")}, false},
+	} {
+		err := Check(c.ops, 10*time.Second)
+		if (err == nil) != c.good {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if err != nil && !strings.Contains(err.Error(), "client") {
+			t.Errorf("%s: nothing for people: %v", c.name, err)
+		}
+	}
+}
