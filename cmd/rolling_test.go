@@ -374,6 +374,34 @@ func TestDrainAlone(t *testing.T) {
 	}
 }
 
+// If the only other node is frozen, a drain ends within its time and says what
+// it could not hand over.
+func TestDrainToFrozen(t *testing.T) {
+	for _, manager := range managersUnderTest() {
+		t.Run(manager, func(t *testing.T) {
+			g := newGroup(t)
+			dir := t.TempDir()
+			set := []string{"--set", "cluster.manager.use=" + manager}
+			a, b := g.start("a", append(set, "--set", "node.work_dir="+dir, "--set", "node.drain_timeout=4s")...), g.start("b", set...)
+			awaitMembers(2, a, b)
+			frozen := b.processes()
+			signalAll(t, frozen, syscall.SIGSTOP)
+			defer signalAll(t, frozen, syscall.SIGCONT)
+			const users = 3
+			for range users {
+				newClient(t).must(t, "GET", a, "/write")
+			}
+			start := time.Now()
+			a.terminate()
+			r := drainReport(t, dir)
+			if r.State != container.DrainIncomplete || r.Left != users || r.HandedOver != 0 || len(r.Problems) == 0 {
+				t.Errorf("%+v", r)
+			}
+			t.Logf("%s: ended after %v: %v", manager, time.Since(start).Round(time.Millisecond), r.Problems)
+		})
+	}
+}
+
 // With a store a node hands its sessions over without any other member: the
 // next one finds them there.
 func TestDrainIntoStore(t *testing.T) {
