@@ -16,7 +16,7 @@ var (
 	ErrStoreConflict = errors.New("core: the stored session has been changed by another node")
 	// ErrStoreCorrupt: what is stored cannot be trusted: half of an item, bytes
 	// that somebody else has changed. The manager treats it as absent and
-	// reports it.
+	// reports it; a Save over no version replaces it.
 	ErrStoreCorrupt = errors.New("core: the stored session is damaged")
 	// ErrStoreRefused: the store works but does not take this item, because it
 	// is too large for example. It stays on the nodes that have it live.
@@ -55,7 +55,7 @@ type Store interface {
 	Load(ctx context.Context, key session.Key) (item StoreItem, ok bool, err error)
 	// Save stores the item, and returns its new version, if the present version
 	// is prev; otherwise it changes nothing and returns ErrStoreConflict. prev
-	// "" means that there must be no item, or an expired one. When Save has
+	// "" means that there must be no item, or an expired or damaged one. When Save has
 	// returned nil, every later Load of any node returns the item or a newer
 	// one. item.Version is ignored; item.Data is valid until Save returns.
 	Save(ctx context.Context, key session.Key, item StoreItem, prev StoreVersion) (StoreVersion, error)

@@ -241,11 +241,12 @@ type found struct {
 	item    *memcache.Item // nil if the server answered that it has none
 	version uint64
 	expires int64
+	damaged bool // it has another form
 }
 
 // live reports whether there is an item that has not expired.
 func (f *found) live(now time.Time) bool {
-	return f.item != nil && (f.expires == 0 || f.expires > now.UnixMilli())
+	return f.item != nil && !f.damaged && (f.expires == 0 || f.expires > now.UnixMilli())
 }
 
 // get asks one server for an item of one name.
@@ -271,11 +272,10 @@ func (s *Store) getAll(ctx context.Context, n *node, names ...string) ([]*found,
 	for i, name := range names {
 		f := &found{node: n, item: items[name]}
 		if f.item != nil {
-			if len(f.item.Value) < headSize {
-				return nil, fmt.Errorf("%w: memcached: node %s has %d bytes", core.ErrStoreCorrupt, n.name, len(f.item.Value))
+			if f.damaged = len(f.item.Value) <= headSize; !f.damaged {
+				f.version = binary.BigEndian.Uint64(f.item.Value)
+				f.expires = int64(binary.BigEndian.Uint64(f.item.Value[8:]))
 			}
-			f.version = binary.BigEndian.Uint64(f.item.Value)
-			f.expires = int64(binary.BigEndian.Uint64(f.item.Value[8:]))
 		}
 		out[i] = f
 	}
@@ -300,9 +300,6 @@ func (s *Store) Load(ctx context.Context, key session.Key) (core.StoreItem, bool
 			if firstErr == nil {
 				firstErr = err
 			}
-			if errors.Is(err, core.ErrStoreCorrupt) && asked == 0 {
-				return core.StoreItem{}, false, err
-			}
 			continue
 		}
 		if asked == 0 {
@@ -318,6 +315,8 @@ func (s *Store) Load(ctx context.Context, key session.Key) (core.StoreItem, bool
 	switch {
 	case first == nil:
 		return core.StoreItem{}, false, fmt.Errorf("memcached: no node answers: %w", firstErr)
+	case best == nil && first.damaged:
+		return core.StoreItem{}, false, fmt.Errorf("%w: memcached: node %s has %d bytes", core.ErrStoreCorrupt, first.node.name, len(first.item.Value))
 	case best == nil:
 		return core.StoreItem{}, false, nil
 	}
@@ -417,7 +416,7 @@ func (s *Store) Save(ctx context.Context, key session.Key, item core.StoreItem, 
 	return "", fmt.Errorf("memcached: no node answers: %w", firstErr)
 }
 
-// stale removes an item that has expired, and reports whether it did.
+// stale removes an item that has expired or is damaged, and reports whether it did.
 func (s *Store) stale(ctx context.Context, n *node, name string) bool {
 	f, err := s.get(ctx, n, name)
 	if err != nil || f.item == nil {

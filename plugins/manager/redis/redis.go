@@ -246,11 +246,11 @@ func (s *Store) Load(ctx context.Context, key session.Key) (it core.StoreItem, o
 }
 
 // KEYS[1] the key; ARGV: expected version, new version, expiry, record, now. What
-// has expired counts as absent before Redis notices.
+// has expired counts as absent before Redis notices, and so does what is damaged.
 var save = redis.NewScript(1, `
-local v = redis.call('HGET', KEYS[1], 'v') or ''
-local e = tonumber(redis.call('HGET', KEYS[1], 'e') or '0')
-if e ~= 0 and e <= tonumber(ARGV[5]) then v = '' end
+local h = redis.call('HMGET', KEYS[1], 'v', 'e', 'd')
+local v, e = h[1] or '', tonumber(h[2] or '')
+if not e or not h[3] or (e ~= 0 and e <= tonumber(ARGV[5])) then v = '' end
 if v ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'v', ARGV[2], 'e', ARGV[3], 'd', ARGV[4])
 if ARGV[3] == '0' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIREAT', KEYS[1], ARGV[3]) end

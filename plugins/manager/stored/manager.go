@@ -541,13 +541,10 @@ func (m *Manager) read(ctx context.Context, key session.Key) (*session.Record, c
 		m.damaged.Inc()
 		m.log.Warn("stored session is damaged and taken for absent; the next whole change replaces it",
 			zap.String("session", session.Prefix(key.ID)), zap.String("context", key.Context), zap.Error(err))
+		// It is not removed: a node that has another secret, or an older
+		// version of this program, would remove what is good.
 		if errors.Is(err, session.ErrBadRecord) {
 			return nil, item.Version, nil
-		}
-		// The store itself does not know what it has, so nothing can be put
-		// on top of it.
-		if err := m.store.Delete(ctx, key); err != nil {
-			return nil, "", fmt.Errorf("stored: remove a damaged session: %w", err)
 		}
 		return nil, "", nil
 	}

@@ -146,8 +146,10 @@ type node struct {
 	mu      sync.Mutex
 	live    map[session.Key]*session.Record
 	counter uint64
+	opening map[session.Key][]*session.Record // what came while it was loaded
 	asked   int
 	frozen  bool
+	dead    bool
 }
 
 func member(n byte) channel.Member {
@@ -159,7 +161,7 @@ func newNode(t *testing.T, s core.Store, c stored.Config, n byte) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nd := &node{t: t, m: m, self: member(n), peers: map[channel.UniqueID]*node{}, live: map[session.Key]*session.Record{}}
+	nd := &node{t: t, m: m, self: member(n), peers: map[channel.UniqueID]*node{}, live: map[session.Key]*session.Record{}, opening: map[session.Key][]*session.Record{}}
 	if err := m.Start(t.Context(), nd); err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +179,9 @@ func meet(nodes ...*node) {
 		var v channel.View
 		for _, o := range nodes {
 			if o != n {
+				n.mu.Lock()
 				n.peers[o.self.ID] = o
+				n.mu.Unlock()
 				v.Members = append(v.Members, o.self)
 			}
 		}
@@ -188,10 +192,16 @@ func meet(nodes ...*node) {
 func (n *node) Send(ctx context.Context, to []channel.Member, _ channel.Options, body []byte) error {
 	var faults []channel.Fault
 	for _, a := range to {
+		n.mu.Lock()
 		p := n.peers[a.ID]
+		n.mu.Unlock()
 		p.mu.Lock()
-		frozen := p.frozen
+		frozen, dead := p.frozen, p.dead
 		p.mu.Unlock()
+		if dead {
+			faults = append(faults, channel.Fault{Member: a, Err: errors.New("refused")})
+			continue
+		}
 		if frozen {
 			<-ctx.Done()
 			faults = append(faults, channel.Fault{Member: a, Err: ctx.Err()})
@@ -215,6 +225,8 @@ func (n *node) Update(batch []byte) {
 	if err := session.DecodeBatch(batch, func(r *session.Record) error {
 		if have := n.live[r.Key]; have != nil {
 			have.Merge(r.Clone())
+		} else if part, ok := n.opening[r.Key]; ok {
+			n.opening[r.Key] = append(part, r.Clone())
 		}
 		return nil
 	}); err != nil {
@@ -268,16 +280,31 @@ func (n *node) change(k session.Key, name, value string) *session.Record {
 
 func (n *node) open(k session.Key) *session.Record {
 	n.t.Helper()
-	r, err := n.m.Load(n.t.Context(), k)
+	r, err := n.load(k)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	if r != nil && r.End == session.Living {
-		n.mu.Lock()
-		n.live[k] = r.Clone()
-		n.mu.Unlock()
-	}
 	return r
+}
+
+// load makes a session live, as a table does.
+func (n *node) load(k session.Key) (*session.Record, error) {
+	n.mu.Lock()
+	n.opening[k] = []*session.Record{}
+	n.mu.Unlock()
+	r, err := n.m.Load(n.t.Context(), k)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	meanwhile := n.opening[k]
+	delete(n.opening, k)
+	if err == nil && r != nil && r.End == session.Living {
+		live := r.Clone()
+		for _, part := range meanwhile {
+			live.Merge(part)
+		}
+		n.live[k] = live
+	}
+	return r, err
 }
 
 func text(r *session.Record, name string) string {

@@ -371,8 +371,8 @@ func (m *Manager) expiry(r *session.Record) time.Time {
 // sweepLimit bounds what one call removes from a store.
 const sweepLimit = 1000
 
-// keeper asks the store until it has answered for the first time, and cleans it
-// from then on.
+// keeper asks the store until it has answered for the first time; from then on
+// it cleans it, and asks it whenever it fails.
 func (m *Manager) keeper() {
 	probe := session.Key{Context: "longhouse", ID: session.NewID()}
 	pause := m.cfg.RetryMin
@@ -393,17 +393,42 @@ func (m *Manager) keeper() {
 		}
 		pause = min(2*pause, m.cfg.RetryMax)
 	}
-	for m.sweeper != nil && m.sleep(m.cfg.SweepInterval) {
-		for {
+	swept := m.now()
+	for m.sleep(min(m.cfg.RetryMax, m.cfg.SweepInterval)) {
+		m.mu.Lock()
+		down := !m.down.since.IsZero()
+		m.mu.Unlock()
+		if down { // there may be no request that finds out that it is back
 			ctx, cancel := m.call()
-			n, err := m.sweeper.Sweep(ctx, m.now(), sweepLimit)
+			_, _, err := m.store.Load(ctx, probe)
 			cancel()
-			if err != nil && m.ctx.Err() == nil {
-				m.log.Warn("the store could not be cleaned of expired sessions", zap.Error(err))
+			m.mu.Lock()
+			if err == nil {
+				m.works(false)
+			} else {
+				m.failed(fmt.Errorf("stored: load: %w", err), false)
 			}
-			if err != nil || n < sweepLimit {
-				break
-			}
+			m.mu.Unlock()
+			continue
+		}
+		if m.sweeper != nil && m.now().Sub(swept) >= m.cfg.SweepInterval {
+			m.sweep()
+			swept = m.now()
+		}
+	}
+}
+
+// sweep removes what has expired.
+func (m *Manager) sweep() {
+	for m.ctx.Err() == nil {
+		ctx, cancel := m.call()
+		n, err := m.sweeper.Sweep(ctx, m.now(), sweepLimit)
+		cancel()
+		if err != nil && m.ctx.Err() == nil {
+			m.log.Warn("the store could not be cleaned of expired sessions", zap.Error(err))
+		}
+		if err != nil || n < sweepLimit {
+			return
 		}
 	}
 }
