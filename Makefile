@@ -1,8 +1,14 @@
-.PHONY: run test reproduce test-peers lint bench bench-peers fuzz
+.PHONY: run build test reproduce test-peers lint bench bench-peers fuzz
 
 # A three-node cluster on this machine; the page's address is printed.
 run:
 	go run ./cmd/longhouse demo
+
+BINARY ?= longhouse
+
+# The binary as it is given away.
+build:
+	go build -ldflags '-s -w' -o $(BINARY) ./cmd/longhouse
 
 test:
 	go test ./...
