@@ -87,6 +87,7 @@ type entry struct {
 	waiting []*commit
 	orphan  bool // the store has no whole session to put the change on
 	refused bool // the store did not take the last change
+	turns   int  // turns of a writer that ended with nothing but conflicts
 }
 
 // outage is what is known of a store that fails.

@@ -15,6 +15,10 @@ import (
 // its turn is over.
 const maxConflicts = 16
 
+// maxTurns is after how many such turns one after the other nobody waits for the
+// change any more.
+const maxTurns = 4
+
 // writer writes changes to the store, one session at a time, until Stop.
 func (m *Manager) writer() {
 	for {
@@ -225,20 +229,56 @@ func (m *Manager) write(e *entry, calls []*commit) {
 		e.known = false
 		m.mu.Unlock()
 	}
-	// Others are faster all the time: let the rest of the queue go first.
+	// Others are faster all the time, or what this node reads is not what the
+	// store has: let the rest of the queue go first.
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.putBack(e, calls, nil, false)
+	if m.closed {
+		m.putBack(e, calls, nil, false)
+		return
+	}
+	if e.turns++; e.turns >= maxTurns {
+		m.log.Warn("a session cannot be stored: what this node reads is not what the store has; have all nodes the same secret and version?",
+			zap.String("session", session.Prefix(e.key.ID)), zap.String("context", e.key.Context))
+		var err error
+		if m.cfg.OnFailure == Fail {
+			err = errUnsettled
+		} else {
+			m.unsaved.Add(int64(len(calls)))
+		}
+		for _, c := range calls {
+			c.settle(err)
+		}
+		calls = nil
+	}
+	m.hold(e, calls)
+	pause := min(m.cfg.RetryMin<<min(e.turns, 8), m.cfg.RetryMax)
+	m.work.Go(func() {
+		m.sleep(pause)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if e.change != nil {
+			m.enqueue(e, true)
+		}
+	})
 }
 
-// putBack makes the change wait for another turn, because of err if that is not
-// nil, which is that of a write or of a read; mu is held.
-func (m *Manager) putBack(e *entry, calls []*commit, err error, write bool) {
+// errUnsettled: a session that is changed all the time.
+var errUnsettled = errors.New("stored: the stored session is never the one that was read")
+
+// hold makes what could not be written a waiting change again; mu is held.
+func (m *Manager) hold(e *entry, calls []*commit) {
 	if e.change != nil {
 		m.merged += int64(e.writing.Merge(e.change))
 	}
 	e.change, e.writing = e.writing, nil
 	e.waiting = append(e.waiting, calls...)
+}
+
+// putBack makes the change wait for another turn, because of err if that is not
+// nil, which is that of a write or of a read; mu is held.
+func (m *Manager) putBack(e *entry, calls []*commit, err error, write bool) {
+	m.hold(e, calls)
 	if err != nil {
 		m.failed(err, write)
 	}
@@ -307,7 +347,7 @@ func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
 	m.merged += int64(conflicts)
 	m.happened(e.key)
 	m.learn(e, base, version)
-	e.refused = false
+	e.refused, e.turns = false, 0
 	held := e.held
 	m.mu.Unlock()
 	if held && update != nil {
