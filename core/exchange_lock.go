@@ -21,24 +21,33 @@ type SessionLocker interface {
 type SessionLock interface {
 	// Held reports whether the right still holds: it ends with its lease.
 	Held() bool
-	// Last is the counter that the session had when the last one gave it back;
-	// fresh says that this was a request of this node, and that its state here
-	// is the newest therefore.
-	Last() (counter uint64, fresh bool)
+	// Last is what the session was when the last one gave it back; zero if that
+	// is not known. fresh says that this was a request of this node, and that
+	// its state here is the newest therefore.
+	Last() (state SessionState, fresh bool)
 	// Broken is how many holders before this one may still be at work, because
 	// they did not give the session back in time.
 	Broken() uint64
-	// Unlock gives the session back. It does not wait, and works twice.
-	Unlock(counter uint64)
+	// Unlock gives the session back; zero says that the caller did not work on
+	// it, so that what Last said still counts. It does not wait, and works twice.
+	Unlock(SessionState)
+}
+
+// SessionState tells states of one session apart.
+type SessionState struct {
+	// Counter is the highest counter of any version in the session.
+	Counter uint64
+	// Versions is session.Record.Versions.
+	Versions uint64
 }
 
 // Versioned is implemented by handles whose session can be locked.
 type Versioned interface {
-	// Counter is the highest counter of any version in the session.
-	Counter() uint64
-	// Refresh takes over what the manager has, until the session's counter is
-	// at least that.
-	Refresh(ctx context.Context, counter uint64) error
+	// State is what the session is here.
+	State() SessionState
+	// Refresh takes over what the manager has, until the session is in that
+	// state or has been changed after it.
+	Refresh(ctx context.Context, newest SessionState) error
 	// Skip makes the versions of coming changes higher than those that so many
 	// holders before could still write.
 	Skip(holders uint64)
@@ -66,7 +75,7 @@ func (x *Exchange) takeLock(ctx context.Context, key session.Key) error {
 	x.sess.mu.Lock()
 	defer x.sess.mu.Unlock()
 	if x.unlocked { // the request ended meanwhile
-		held.Unlock(0)
+		held.Unlock(SessionState{})
 		return session.ErrNone
 	}
 	x.locks = append(x.locks, keyLock{key, held})
@@ -128,9 +137,9 @@ func (x *Exchange) makeNewest(ctx context.Context, h Handle) error {
 			l = o
 		}
 	}
-	counter, fresh := l.Last()
-	if !fresh || v.Counter() < counter {
-		if err := v.Refresh(ctx, counter); err != nil {
+	newest, fresh := l.Last()
+	if !fresh {
+		if err := v.Refresh(ctx, newest); err != nil {
 			return fmt.Errorf("core: session %s: the newest state has not arrived: %w", session.Prefix(l.key.ID), err)
 		}
 	}
@@ -198,13 +207,13 @@ func (x *Exchange) releaseLocks() {
 			x.engine.metrics.lostCommits.Inc()
 		}
 	}
-	var counter uint64
+	var state SessionState
 	for _, h := range append(ended[:len(ended):len(ended)], current) {
 		if h == nil {
 			continue
 		}
 		if v, ok := h.Handle.(Versioned); ok {
-			counter = max(counter, v.Counter())
+			state = v.State() // the current one is the last
 		}
 	}
 	x.sess.mu.Lock()
@@ -212,7 +221,7 @@ func (x *Exchange) releaseLocks() {
 	x.unlocked = true
 	x.sess.mu.Unlock()
 	for _, l := range locks {
-		l.Unlock(counter)
+		l.Unlock(state)
 	}
 }
 

@@ -36,6 +36,9 @@ const (
 	// maxSends bounds the messages that are being sent; more are dropped, and
 	// asked for again.
 	maxSends = 8192
+	// maxStateAge is how long the next holder has to wait for the state that the
+	// last one left.
+	maxStateAge = 30 * time.Second
 	// maxTries is how often it is tried to give a session back.
 	maxTries = 3
 )
@@ -226,7 +229,7 @@ func (l *Locker) handle(_ context.Context, msg *channel.Message, body []byte) er
 		l.vote(func(out []answer) []answer { return l.acquire(out, m.key(), w) })
 	case kindRelease:
 		l.vote(func(out []answer) []answer {
-			return l.release(out, m.key(), grantee{from.ID, m.Number}, m.Status == statusGranted, m.Counter)
+			return l.release(out, m.key(), grantee{from.ID, m.Number}, m.Status == statusGranted, m.state())
 		})
 	case kindHolds:
 		l.vote(func(out []answer) []answer {
@@ -284,7 +287,7 @@ func (l *Locker) ask(voter channel.Member, m *message) {
 	}
 	l.vote(func(out []answer) []answer {
 		if m.Kind == kindRelease {
-			return l.release(out, m.key(), grantee{local.ID, m.Number}, m.Status == statusGranted, m.Counter)
+			return l.release(out, m.key(), grantee{local.ID, m.Number}, m.Status == statusGranted, m.state())
 		}
 		return l.acquire(out, m.key(), waiter{
 			grantee: grantee{local.ID, m.Number}, member: local, lease: time.Duration(m.Lease) * time.Millisecond,
@@ -305,14 +308,14 @@ type leaser struct {
 
 // held is a session in the hands of a request.
 type held struct {
-	l       *Locker
-	key     session.Key
-	by      []grantBy // guarded by l.mu
-	until   time.Time
-	counter uint64
-	fresh   bool
-	broken  uint64
-	done    sync.Once
+	l      *Locker
+	key    session.Key
+	by     []grantBy // guarded by l.mu
+	until  time.Time
+	state  core.SessionState
+	fresh  bool
+	broken uint64
+	done   sync.Once
 }
 
 // grantBy is the grant of one voter. Each question has a number of its own, so
@@ -333,14 +336,14 @@ func (a leaser) Lock(ctx context.Context, key session.Key) (core.SessionLock, er
 		stopped := l.stopped
 		l.mu.Unlock()
 		if stopped {
-			h.free(false, 0)
+			h.free(false, core.SessionState{})
 			return nil, errStopped
 		}
 		if !ok {
 			return h, nil
 		}
 		if err := h.acquire(ctx, voter, a.lease); err != nil {
-			h.free(false, 0)
+			h.free(false, core.SessionState{})
 			if ctx.Err() != nil {
 				l.m.timeouts.Inc()
 			}
@@ -423,7 +426,9 @@ func (h *held) grant(voter channel.Member, until time.Time, m *message, number u
 	l.mu.Unlock()
 	// Both voters have to know that it was this node.
 	h.fresh = h.fresh && uniqueID(m.Last) == mine && m.Broken == 0
-	h.counter = max(h.counter, m.Counter)
+	if s := m.state(); s.Counter > h.state.Counter {
+		h.state = s
+	}
 	h.broken = max(h.broken, m.Broken)
 }
 
@@ -445,17 +450,17 @@ func (h *held) Held() bool {
 }
 
 // Last implements core.SessionLock.
-func (h *held) Last() (uint64, bool) { return h.counter, h.fresh }
+func (h *held) Last() (core.SessionState, bool) { return h.state, h.fresh }
 
 // Broken implements core.SessionLock.
 func (h *held) Broken() uint64 { return h.broken }
 
 // Unlock implements core.SessionLock.
-func (h *held) Unlock(counter uint64) { h.free(true, counter) }
+func (h *held) Unlock(state core.SessionState) { h.free(state != core.SessionState{}, state) }
 
 // free tells the voters, the last one first: whoever comes next asks the first
 // one first.
-func (h *held) free(worked bool, counter uint64) {
+func (h *held) free(worked bool, state core.SessionState) {
 	h.done.Do(func() {
 		l := h.l
 		l.mu.Lock()
@@ -465,7 +470,7 @@ func (h *held) free(worked bool, counter uint64) {
 		}
 		l.mu.Unlock()
 		for _, g := range slices.Backward(by) {
-			m := message{Kind: kindRelease, Number: g.number, Context: h.key.Context, ID: h.key.ID, Counter: counter}
+			m := message{Kind: kindRelease, Number: g.number, Context: h.key.Context, ID: h.key.ID, Counter: state.Counter, Versions: state.Versions}
 			if worked {
 				m.Status = statusGranted
 			}

@@ -51,10 +51,10 @@ func TestOneAtATime(t *testing.T) {
 				mu.Lock()
 				order = append(order, i)
 				mu.Unlock()
-				if counter, fresh := h.Last(); counter != 7 || !fresh || h.Broken() != 0 {
-					t.Error(counter, fresh, h.Broken())
+				if state, fresh := h.Last(); state.Counter != 7 || !fresh || h.Broken() != 0 {
+					t.Error(state, fresh, h.Broken())
 				}
-				h.Unlock(7)
+				h.Unlock(core.SessionState{Counter: 7})
 			})
 			synctest.Wait()
 		}
@@ -62,9 +62,9 @@ func TestOneAtATime(t *testing.T) {
 			t.Error("got it while it was held")
 		}
 		other := must(s.Lock(t.Context(), session.Key{Context: key.Context, ID: "OTHER"}))
-		other.Unlock(1)
-		first.Unlock(7)
-		first.Unlock(9) // does nothing
+		other.Unlock(core.SessionState{Counter: 1})
+		first.Unlock(core.SessionState{Counter: 7})
+		first.Unlock(core.SessionState{Counter: 9}) // does nothing
 		wg.Wait()
 		if !slices.IsSorted(order) || len(order) != 10 {
 			t.Error(order)
@@ -98,8 +98,8 @@ func TestLeaseAndTimeout(t *testing.T) {
 			if !h.Held() {
 				t.Error("the lease of a waiting request began too early")
 			}
-			first.Unlock(5) // too late to count
-			h.Unlock(6)
+			first.Unlock(core.SessionState{Counter: 5}) // too late to count
+			h.Unlock(core.SessionState{Counter: 6})
 		})
 		synctest.Wait()
 		if _, err := s.Lock(within(t, time.Minute), key); !errors.Is(err, core.ErrLocked) {
@@ -107,10 +107,10 @@ func TestLeaseAndTimeout(t *testing.T) {
 		}
 		wg.Wait()
 		h := must(s.Lock(t.Context(), key))
-		if counter, fresh := h.Last(); counter != 6 || !fresh || h.Broken() != 0 {
-			t.Error(counter, fresh, h.Broken())
+		if state, fresh := h.Last(); state.Counter != 6 || !fresh || h.Broken() != 0 {
+			t.Error(state, fresh, h.Broken())
 		}
-		h.Unlock(6)
+		h.Unlock(core.SessionState{Counter: 6})
 	})
 }
 
@@ -121,7 +121,7 @@ func TestSessionsAreBounded(t *testing.T) {
 	s := l.With(0)
 	var have []core.SessionLock
 	for i := range 10 {
-		must(s.Lock(t.Context(), session.Key{ID: fmt.Sprint("idle", i)})).Unlock(1)
+		must(s.Lock(t.Context(), session.Key{ID: fmt.Sprint("idle", i)})).Unlock(core.SessionState{Counter: 1})
 	}
 	for i := range 10 {
 		have = append(have, must(s.Lock(t.Context(), session.Key{ID: fmt.Sprint(i)})))
@@ -133,9 +133,9 @@ func TestSessionsAreBounded(t *testing.T) {
 		t.Error(len(l.entries))
 	}
 	for _, h := range have {
-		h.Unlock(1)
+		h.Unlock(core.SessionState{Counter: 1})
 	}
-	must(s.Lock(t.Context(), key)).Unlock(1)
+	must(s.Lock(t.Context(), key)).Unlock(core.SessionState{Counter: 1})
 }
 
 // The voters are spread evenly, keep their order, and few change with the view.
@@ -225,7 +225,7 @@ func TestHolds(t *testing.T) {
 	if len(out) != 1 || out[0].m.Number != 9 || !out[0].to.Is(holder) {
 		t.Errorf("%+v", out)
 	}
-	if e := l.entries[key]; !e.held || e.counter != 4 {
+	if e := l.entries[key]; !e.held || e.state.Counter != 4 {
 		t.Errorf("%+v", e)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
 )
 
@@ -42,13 +43,18 @@ type message struct {
 	Lease  int64  `cbor:"5,keyasint,omitempty"`
 	Wait   int64  `cbor:"6,keyasint,omitempty"`
 	Status status `cbor:"7,keyasint,omitempty"`
-	// Counter is the session's when it was given back, and Last the node that
-	// did; empty if it is not known.
-	Counter uint64 `cbor:"8,keyasint,omitempty"`
-	Last    []byte `cbor:"9,keyasint,omitempty"`
-	Broken  uint64 `cbor:"10,keyasint,omitempty"`
+	// Counter and Versions are the session's state when it was given back, and
+	// Last the node that did; empty if it is not known.
+	Counter  uint64 `cbor:"8,keyasint,omitempty"`
+	Versions uint64 `cbor:"12,keyasint,omitempty"`
+	Last     []byte `cbor:"9,keyasint,omitempty"`
+	Broken   uint64 `cbor:"10,keyasint,omitempty"`
 	// Holder is the node that has the session.
 	Holder []byte `cbor:"11,keyasint,omitempty"`
+}
+
+func (m *message) state() core.SessionState {
+	return core.SessionState{Counter: m.Counter, Versions: m.Versions}
 }
 
 func (m *message) key() session.Key { return session.Key{Context: m.Context, ID: m.ID} }

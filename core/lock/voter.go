@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
 )
 
@@ -32,9 +33,10 @@ type entry struct {
 	queue  []waiter
 	timer  *time.Timer // looks again when the lease is over; or nil
 
-	counter uint64
-	last    channel.UniqueID // who gave it back last; zero if not known
-	broken  uint64           // holders since then that did not give it back
+	state  core.SessionState
+	last   channel.UniqueID // who gave it back last; zero if not known
+	at     time.Time        // of that
+	broken uint64           // holders since then that did not give it back
 }
 
 // answer is what is sent to a request.
@@ -131,16 +133,18 @@ func (l *Locker) advance(out []answer, key session.Key, e *entry, now time.Time)
 func (e *entry) answer(key session.Key) answer {
 	m := message{
 		Kind: kindAnswer, Number: e.holder.number, Context: key.Context, ID: key.ID, Status: statusGranted, Wait: e.waited.Milliseconds(),
-		Counter: e.counter, Broken: e.broken,
+		Counter: e.state.Counter, Versions: e.state.Versions, Broken: e.broken,
 	}
-	if !e.last.IsZero() {
+	if time.Since(e.at) > maxStateAge {
+		m.Counter, m.Versions = 0, 0 // all that the others may have missed has been mended
+	} else if !e.last.IsZero() {
 		m.Last = e.last[:]
 	}
 	return answer{e.holder.member, m}
 }
 
 // release takes the session back, or the request out of the queue.
-func (l *Locker) release(out []answer, key session.Key, g grantee, worked bool, counter uint64) []answer {
+func (l *Locker) release(out []answer, key session.Key, g grantee, worked bool, state core.SessionState) []answer {
 	e := l.entries[key]
 	if e == nil {
 		return out
@@ -156,7 +160,7 @@ func (l *Locker) release(out []answer, key session.Key, g grantee, worked bool, 
 	}
 	e.held = false
 	if worked {
-		e.counter, e.last, e.broken = max(e.counter, counter), g.node, 0
+		e.state, e.last, e.broken, e.at = state, g.node, 0, time.Now()
 	}
 	return l.advance(out, key, e, time.Now())
 }
@@ -177,8 +181,8 @@ func (l *Locker) holds(out []answer, m *message, member channel.Member) []answer
 	e.held, e.until = true, time.Now().Add(time.Duration(m.Lease)*time.Millisecond)
 	e.holder = waiter{grantee: grantee{uniqueID(m.Holder), m.Number}, member: member}
 	e.broken = max(e.broken, m.Broken)
-	if e.counter < m.Counter {
-		e.counter, e.last = m.Counter, uniqueID(m.Last)
+	if e.state.Counter < m.Counter {
+		e.state, e.last, e.at = m.state(), uniqueID(m.Last), time.Now()
 	}
 	// The holder gives it back here too.
 	return append(out, e.answer(m.key()))
@@ -222,7 +226,7 @@ func (l *Locker) changeView(out []answer, v channel.View) []answer {
 			}
 			out = append(out, answer{m, message{
 				Kind: kindHolds, Context: key.Context, ID: key.ID, Number: e.holder.number, Holder: e.holder.node[:],
-				Lease: max(e.until.Sub(now).Milliseconds(), 1), Counter: e.counter, Broken: e.broken, Last: e.last[:],
+				Lease: max(e.until.Sub(now).Milliseconds(), 1), Counter: e.state.Counter, Versions: e.state.Versions, Broken: e.broken, Last: e.last[:],
 			}})
 		}
 	}

@@ -152,6 +152,21 @@ func (r *Record) Counter() uint64 {
 	return n
 }
 
+// Versions returns a hash of what the record has of the session, the same on all
+// nodes that have the same: all attributes' names and versions, and the values
+// of those with a rule.
+func (r *Record) Versions() uint64 {
+	sum := uint64(fnvStart.version(r.MaxInactiveVersion).uint(uint64(r.End)))
+	for name, e := range r.Attrs {
+		h := fnvStart.text(name).version(e.Version)
+		if isRuled(e.Value) {
+			h = h.text(string(e.Value))
+		}
+		sum += uint64(h) // in any order
+	}
+	return sum
+}
+
 // Summary describes the record for operators.
 func (r *Record) Summary() Summary {
 	s := Summary{

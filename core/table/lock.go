@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
 )
 
@@ -15,15 +16,15 @@ const (
 	refreshPause = 5 * time.Millisecond
 )
 
-// Counter implements core.Versioned.
-func (h *handle) Counter() uint64 {
+// State implements core.Versioned.
+func (h *handle) State() core.SessionState {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
-	return h.s.counter
+	return core.SessionState{Counter: h.s.rec.Counter(), Versions: h.s.rec.Versions()}
 }
 
 // Refresh implements core.Versioned.
-func (h *handle) Refresh(ctx context.Context, counter uint64) error {
+func (h *handle) Refresh(ctx context.Context, newest core.SessionState) error {
 	if h.t.cfg.Manager == nil {
 		return nil
 	}
@@ -36,7 +37,11 @@ func (h *handle) Refresh(ctx context.Context, counter uint64) error {
 		if rec != nil && rec.Key == key {
 			h.t.update(rec)
 		}
-		if !h.Valid() || h.Counter() >= counter {
+		// A counter that is high enough does not mean that nothing is missing:
+		// a member that did not answer for a while gets the changes that it
+		// missed after later ones.
+		now := h.State()
+		if !h.Valid() || newest == (core.SessionState{}) || now == newest || now.Counter > newest.Counter {
 			return nil
 		}
 		timer := time.NewTimer(pause)
@@ -44,7 +49,7 @@ func (h *handle) Refresh(ctx context.Context, counter uint64) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("table: session %s has version %d here, %d elsewhere: %w", session.Prefix(key.ID), h.Counter(), counter, ctx.Err())
+			return fmt.Errorf("table: session %s has version %d here, %d elsewhere: %w", session.Prefix(key.ID), now.Counter, newest.Counter, ctx.Err())
 		}
 	}
 }
