@@ -14,8 +14,9 @@ test:
 	go test ./...
 
 # Repeats one simulated history of clients by its name, scenario/seed: make reproduce NAME=lock-kill/7
+# (20 times, because the ids of the nodes are random in each)
 reproduce:
-	go test ./conformance/history -count=1 -v -run 'TestHistories$$' -args -history.name='$(NAME)'
+	go test ./conformance/history -count=20 -failfast -run 'TestHistories$$' -args -history.name='$(NAME)'
 
 # Longhouse nodes in one group with Apache Tribes nodes, live. Needs Java and the jars of Tomcat; on Debian:
 # apt-get install --no-install-recommends libtomcat10-java default-jdk-headless
