@@ -149,9 +149,19 @@ func (l *rollingLoad) fail(format string, args ...any) {
 // acknowledged write is lost, and every node proves where its sessions are before
 // it goes.
 func TestRollingRestart(t *testing.T) {
-	for _, manager := range managersUnderTest() {
+	tested := managersUnderTest()
+	if !given("manager") {
+		tested = tested[:1] // half a minute each
+	}
+	for _, manager := range tested {
 		t.Run(manager, func(t *testing.T) { rollingRestart(t, manager) })
 	}
+}
+
+// given reports whether a flag is on the command line.
+func given(name string) (yes bool) {
+	flag.Visit(func(f *flag.Flag) { yes = yes || f.Name == name })
+	return yes
 }
 
 func rollingRestart(t *testing.T, manager string) {
@@ -479,14 +489,11 @@ func TestOldRouteAfterFailover(t *testing.T) {
 	}
 }
 
-// rollingUsers is how many users a rolling restart has: 2,000, or what the flag
+// rollingUsers is how many users a rolling restart has: 1,000, or what the flag
 // -sessions says.
 func rollingUsers() int {
-	n := 2000
-	flag.Visit(func(f *flag.Flag) {
-		if f.Name == "sessions" {
-			n = *sessions
-		}
-	})
-	return n
+	if given("sessions") {
+		return *sessions
+	}
+	return 1000
 }
