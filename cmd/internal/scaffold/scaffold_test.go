@@ -24,6 +24,7 @@ func TestTemplates(t *testing.T) {
 		{Kind: "interceptor", Name: "acme/slow-log", Style: scaffold.Handlers},
 		{Kind: "membership", Name: "acme/roster"},
 		{Kind: "manager", Name: "acme/mirror"},
+		{Kind: "manager-store", Name: "acme/shelf"},
 		{Kind: "deployer", Name: "acme/drop"},
 		{Kind: "valve", Name: "acme/load-limit", Module: "example.com/valves/loadlimit"},
 	} {
