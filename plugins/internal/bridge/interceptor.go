@@ -551,8 +551,9 @@ func (i *Interceptor) sendErr(to []channel.Member, err error) error {
 func (i *Interceptor) emitDown(it *item) {
 	v, m, done := &it.verdict, it.m, it.m.Done
 	if it.open != nil {
-		it.open.told(m, done, nil)
 		m.Done = it.open
+		// At last: whoever is told may end the message, and m with it.
+		defer it.open.told(m, done, nil)
 	}
 	switch v.kind {
 	case frame.Error:
