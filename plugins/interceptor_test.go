@@ -120,6 +120,14 @@ func (a *actor) HandleSend(ctx context.Context, l channel.Link, m *channel.Messa
 				inner.Complete(m, err)
 			})
 		}
+	case "early": // passes on, and tells the end while it is still below
+		done := m.Done
+		m.Done = doneFunc(func(*channel.Message, error) {})
+		err := l.Send(ctx, m)
+		if err == nil {
+			done.Complete(m, nil)
+		}
+		return err
 	case "keep": // is sent later, by a copy
 		c := *m
 		c.Body, c.To = []byte("kept"), slices.Clone(m.To)
@@ -394,6 +402,81 @@ func testActor(t *testing.T, e *channeltest.Embedded) {
 	e.Observe(channel.MemberAdded, channeltest.Member(3)) // hidden by the filter
 	e.Observe(channel.MemberAdded, to[1])
 	waitView(t, e, 2)
+}
+
+// A message that has been passed on belongs to the layers below until they end
+// it: its body stays, and nobody is told of an end, whatever the plugin says.
+func TestPassedOnMessageIsLeftAlone(t *testing.T) {
+	const n = 50
+	for _, mode := range modes[1:] { // a layer inside of the node could break this rule
+		t.Run(string(mode), func(t *testing.T) {
+			h, metrics := newTestHost(t, nil)
+			e := embedPlugin(t, h, metrics, core.PluginSpec{Name: "acme/actor", Mode: mode})
+			var below []*channel.Message
+			e.OnSend(func(_ context.Context, m *channel.Message) error {
+				below = append(below, m)
+				return nil
+			})
+			e.Hold()
+			r := sendResults{make(chan error, 2*n)}
+			for i := range n {
+				for _, cmd := range []string{"early", "plain"} {
+					if err := e.SendDone(t.Context(), to, fmt.Append(nil, cmd, ":", i), channel.SendAck, r); err != nil {
+						t.Fatal(err)
+					}
+				}
+				waitBodies(t, e.Bottom, 2*i+2) // one by one: what was used for one may be used again
+			}
+			if len(r.ch) > 0 {
+				t.Errorf("%d ends are told, and nothing has ended", len(r.ch))
+			}
+			for i, m := range below {
+				if want := fmt.Sprint([]string{"early", "plain"}[i%2], ":", i/2); string(m.Body) != want {
+					t.Errorf("message %d is %q now, was %q", i, m.Body, want)
+				}
+			}
+			e.Finish(nil)
+			for range 2 * n {
+				if err := receive(t, r.ch); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// refuser is a layer that takes over the end of a message, and refuses it.
+type refuser struct{ told int }
+
+func (*refuser) Descriptor() channel.Descriptor { return channel.Descriptor{Name: "refuser"} }
+
+func (r *refuser) HandleSend(_ context.Context, _ channel.Link, m *channel.Message) error {
+	m.Done = doneFunc(func(*channel.Message, error) { r.told++ })
+	return channel.Failed(m.To, channel.ErrQueueFull)
+}
+
+// A layer below that has refused a message is not told of its end.
+func TestRefusedBelow(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(string(mode), func(t *testing.T) {
+			h, metrics := newTestHost(t, nil)
+			for _, name := range []string{"acme/flip", "acme/actor"} {
+				l, err := h.Interceptor(core.PluginSpec{Name: name, Mode: mode}, testSettings(t, metrics))
+				if err != nil {
+					t.Fatal(err)
+				}
+				below := new(refuser)
+				e := channeltest.EmbedWith(t, channeltest.EmbedConfig{Layers: []channel.Interceptor{l, below}})
+				r := sendResults{make(chan error, 1)}
+				if err = e.SendDone(t.Context(), to, []byte("plain"), channel.SendAck, r); err == nil {
+					err = receive(t, r.ch)
+				}
+				if !errors.Is(err, channel.ErrQueueFull) || below.told > 0 {
+					t.Errorf("%s: ended with %v; the layer that refused it was told %d times", name, err, below.told)
+				}
+			}
+		})
+	}
 }
 
 // laterRecorder is the receiver's end of a message.

@@ -551,21 +551,24 @@ func (i *Interceptor) sendErr(to []channel.Member, err error) error {
 func (i *Interceptor) emitDown(it *item) {
 	v, m, done := &it.verdict, it.m, it.m.Done
 	if it.open != nil {
-		m.Done = it.open
 		// At last: whoever is told may end the message, and m with it.
 		defer it.open.told(m, done, nil)
+		done = it.open
 	}
 	switch v.kind {
 	case frame.Error:
-		m.Done.Complete(m, i.sendErr(m.To, v.err))
+		done.Complete(m, i.sendErr(m.To, v.err))
 	case frame.Drop:
 		if it.open == nil {
-			m.Done.Complete(m, nil)
+			done.Complete(m, nil)
 		}
 	default:
-		v.apply(m, it.body())
+		// Not the body that the item has kept: the item is used again before the
+		// layers below are through with the message.
+		v.apply(m, m.Body)
+		m.Done = done
 		if err := it.link.Send(i.run, m); err != nil {
-			m.Done.Complete(m, err)
+			done.Complete(m, err) // m.Done may be that of a layer below
 		}
 	}
 }
@@ -901,10 +904,11 @@ func (o *open) through(err error, force bool) {
 	o.finish()
 }
 
-// finish tells the result if all is known that it depends on.
+// finish tells the result if all is known that it depends on. What was passed on
+// has an end below, whatever the plugin says, and is in use until then.
 func (o *open) finish() {
 	o.mu.Lock()
-	ready := o.known && !o.told_ && o.ended && (o.force || o.below)
+	ready := o.known && !o.told_ && o.ended && (o.below || !o.forwarded)
 	if !ready {
 		o.mu.Unlock()
 		return
