@@ -1,6 +1,8 @@
 package session
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,6 +23,9 @@ const (
 	MaxAttrs = 16 << 10
 	// MaxContext bounds the name of a context, in bytes.
 	MaxContext = 1 << 10
+	// maxPastRead bounds the nodes of a past that is decoded; [Past] says how
+	// many are kept.
+	maxPastRead = 1 << 10
 	// maxNodeTime bounds times, in milliseconds: the year 9999.
 	maxNodeTime = 253402300799999
 )
@@ -34,11 +39,15 @@ var ErrBadRecord = errors.New("session: bad record")
 //	its version's node, end, endTime, renewedTo, [attribute…]
 //
 // and an attribute an array of name, value (a byte string, or null if deleted),
-// counter, node. Both may be longer: later versions append fields, and what is
-// not known is skipped.
+// counter, node, and its past: an array of counter and node for each node of it.
+// Both may be longer: later versions append fields. Those of a record are
+// skipped, those of an attribute kept with its value as long as that is not
+// changed. The past may be missing, as in the first version of this encoding:
+// then it is all with a lower counter.
 const (
 	recordFields = 11
-	attrFields   = 4
+	minFields    = 4 // of an attribute
+	attrFields   = 5
 )
 
 // CBOR major types, shifted to their place in the first byte.
@@ -108,15 +117,24 @@ func appendFields(dst []byte, r *Record) []byte {
 }
 
 func appendEntry(dst []byte, name string, e Entry) []byte {
-	dst = append(dst, majorArray|attrFields)
+	past := cmp.Or(e.Past, &nothing)
+	dst = appendHead(dst, majorArray, uint64(attrFields+past.fields))
 	dst = appendText(dst, name)
 	if e.Deleted {
 		dst = append(dst, cborNull)
 	} else {
 		dst = append(appendHead(dst, majorBytes, uint64(len(e.Value))), e.Value...)
 	}
-	dst = appendHead(dst, majorUint, e.Version.Counter)
-	return appendHead(dst, majorUint, e.Version.Node)
+	dst = appendVersion(dst, e.Version)
+	dst = appendHead(dst, majorArray, uint64(2*len(past.seen)))
+	for _, v := range past.seen {
+		dst = appendVersion(dst, v)
+	}
+	return append(dst, past.rest...)
+}
+
+func appendVersion(dst []byte, v Version) []byte {
+	return appendHead(appendHead(dst, majorUint, v.Counter), majorUint, v.Node)
 }
 
 func appendText(dst []byte, s string) []byte {
@@ -270,17 +288,20 @@ func (d *Decoder) attrs(in *reader) {
 	size := 0
 	for range n {
 		fields := in.head(majorArray)
-		if fields < attrFields {
+		if fields < minFields {
 			in.fail("attribute with too few fields")
 		}
 		name := d.text(in, MaxName)
 		var e Entry
 		e.Value, e.Deleted = in.bytesOrNull()
 		e.Version = Version{in.head(majorUint), in.head(majorUint)}
-		for ; in.err == nil && fields > attrFields; fields-- {
-			in.skip(0)
+		switch {
+		case fields == minFields && e.Version.Counter > 1:
+			e.Past = &Past{seen: []Version{{Counter: e.Version.Counter - 1}}}
+		case fields >= attrFields:
+			e.Past = in.past(e.Version, fields-attrFields)
 		}
-		if size += len(name) + len(e.Value); size > MaxSize {
+		if size += len(name) + len(e.Value) + len(e.Past.more()); size > MaxSize {
 			in.fail("larger than 16 MiB")
 		}
 		if name == "" {
@@ -294,6 +315,39 @@ func (d *Decoder) attrs(in *reader) {
 	if in.err == nil && len(d.rec.Attrs) != int(n) {
 		in.fail("attribute twice")
 	}
+}
+
+// past decodes the past of an entry of that version, and the fields after it.
+func (r *reader) past(v Version, fields uint64) *Past {
+	n := r.head(majorArray)
+	if n%2 != 0 || n > 2*maxPastRead {
+		r.fail("bad past of an attribute")
+		return nil
+	}
+	if n == 0 && fields == 0 {
+		return nil
+	}
+	p := &Past{seen: make([]Version, 0, n/2+1)}
+	for ; n > 0 && r.err == nil; n -= 2 {
+		p.seen = append(p.seen, Version{r.head(majorUint), r.head(majorUint)})
+	}
+	start := r.off
+	for range fields {
+		if r.skip(0); r.err != nil {
+			return nil
+		}
+	}
+	if fields > 0 {
+		p.rest, p.fields = bytes.Clone(r.b[start:r.off]), int(fields)
+	}
+	p.seen = normal(append(p.seen, v)) // foreign bytes may have it in another form
+	if i := slices.Index(p.seen, v); i >= 0 {
+		p.seen = slices.Delete(p.seen, i, i+1)
+	}
+	if len(p.seen) == 0 && fields == 0 {
+		return nil
+	}
+	return p
 }
 
 // text decodes a text that probably came before.

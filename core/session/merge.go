@@ -8,7 +8,8 @@ import (
 )
 
 // Merge makes r the union of what r and other know of one session, and returns
-// how many attributes two nodes had changed independently. It is commutative,
+// how many conflicts it met: attributes of which a change is lost that the writer
+// of the one that is kept had not seen (see [Past]). It is commutative,
 // associative and idempotent, so changes may arrive in any order and more than
 // once:
 //
@@ -19,15 +20,15 @@ import (
 //   - an attribute is that of the higher version. Two different values of one
 //     version cannot come from correct nodes; a deletion wins then, otherwise
 //     the greater bytes;
-//   - attributes with a rule ([Counter], [Max], [Union]) are joined by it.
+//   - attributes with a rule ([Counter], [Max], [Union]) are joined by it: nothing
+//     is lost then, so that is no conflict.
 //
 // r takes over the values of other without copying them. The keys must be equal;
 // Merge does not look at them.
 func (r *Record) Merge(other *Record) (conflicts int) { return r.MergeEach(other, nil) }
 
-// MergeEach is Merge; it calls each, unless it is nil, for every attribute that
-// two nodes had changed independently, with the entry that is kept and the one
-// that is lost.
+// MergeEach is Merge; it calls each, unless it is nil, for every conflict, with
+// the entry that is kept and the one that is lost.
 func (r *Record) MergeEach(other *Record, each func(name string, kept, lost Entry)) (conflicts int) {
 	if r.End != Living || other.End != Living {
 		r.mergeEnd(other)
@@ -48,18 +49,18 @@ func (r *Record) MergeEach(other *Record, each func(name string, kept, lost Entr
 			r.Attrs[name] = theirs
 			continue
 		}
-		e, changed, conflict := mergeEntry(ours, theirs)
+		e, taken, conflict := mergeEntry(ours, theirs)
 		if conflict {
 			conflicts++
 			if each != nil {
 				kept, lost := ours, theirs
-				if changed {
+				if taken {
 					kept, lost = theirs, ours
 				}
 				each(name, kept, lost)
 			}
 		}
-		if changed {
+		if taken || e.Past != ours.Past {
 			r.Attrs[name] = e
 		}
 	}
@@ -98,16 +99,6 @@ func (e Entry) yields(other Entry) bool {
 		return other.Deleted
 	}
 	return bytes.Compare(e.Value, other.Value) < 0
-}
-
-// conflicts reports whether the two changes were certainly made independently:
-// each writer counts on from what it has seen, so only writers that did not see
-// each other use one counter twice.
-func (e Entry) conflicts(other Entry) bool {
-	if e.Version == other.Version {
-		return e.Deleted != other.Deleted || !bytes.Equal(e.Value, other.Value)
-	}
-	return e.Version.Counter == other.Version.Counter
 }
 
 // Clone returns a copy that shares nothing with r but strings: it may be kept

@@ -34,6 +34,8 @@ type Entry struct {
 	Value   []byte
 	Deleted bool
 	Version Version
+	// Past tells changes that were made one after the other from conflicts.
+	Past *Past
 }
 
 // EndKind says how a session ended.

@@ -10,7 +10,7 @@ import (
 )
 
 // Replica is a living session in little memory, for those who keep many: about
-// 130 bytes, and 60 for each attribute, over the bytes of the values. It follows
+// 130 bytes, and 70 for each attribute, over the bytes of the values. It follows
 // the same rules as Record. It is not safe for concurrent use.
 type Replica struct {
 	created, lastAccess int64
@@ -24,9 +24,12 @@ type replicaAttr struct {
 	Entry
 }
 
-// Merge takes over what r knows, see [Record.Merge], and returns the conflicts.
-// It copies what it keeps. r must be living.
-func (p *Replica) Merge(r *Record) (conflicts int) {
+// Merge takes over what r knows, see [Record.Merge], and returns the number of
+// conflicts. It copies what it keeps. r must be living.
+func (p *Replica) Merge(r *Record) (conflicts int) { return p.MergeEach(r, nil) }
+
+// MergeEach is Merge; it calls each as [Record.MergeEach] does.
+func (p *Replica) MergeEach(r *Record, each func(name string, kept, lost Entry)) (conflicts int) {
 	if p.created == 0 || r.Created != 0 && r.Created < p.created {
 		p.created = r.Created
 	}
@@ -43,14 +46,21 @@ func (p *Replica) Merge(r *Record) (conflicts int) {
 			p.attrs = slices.Insert(p.attrs, i, replicaAttr{unique.Make(name).Value(), theirs})
 			continue
 		}
-		e, changed, conflict := mergeEntry(p.attrs[i].Entry, theirs)
+		e, taken, conflict := mergeEntry(p.attrs[i].Entry, theirs)
 		if conflict {
 			conflicts++
+			if each != nil {
+				kept, lost := p.attrs[i].Entry, theirs
+				if taken {
+					kept, lost = theirs, kept
+				}
+				each(name, kept, lost)
+			}
 		}
-		if changed {
+		if taken {
 			e.Value = bytes.Clone(e.Value)
-			p.attrs[i].Entry = e
 		}
+		p.attrs[i].Entry = e
 	}
 	return conflicts
 }

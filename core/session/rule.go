@@ -275,52 +275,50 @@ func (v *ruled) plain() any {
 	return v.max
 }
 
-// mergeEntry returns the union of two entries of one attribute, whether it is
-// something else than ours, and whether the two were changed independently and
-// one of the changes is lost.
+// mergeEntry returns the union of two entries of one attribute, whether it has
+// the value or version of theirs, and whether they conflict.
 //
 // Entries are ordered by epoch, which for a plain value or a deletion is its
 // version, and then by rule; equals are joined. The order is total and the join
 // of one epoch and rule is a union or a maximum, so the whole is commutative,
 // associative and idempotent.
-func mergeEntry(ours, theirs Entry) (e Entry, changed, conflict bool) {
-	if !isRuled(ours.Value) && !isRuled(theirs.Value) { // the usual case
-		conflict = ours.conflicts(theirs)
-		if ours.yields(theirs) {
-			return theirs, true, conflict
+func mergeEntry(ours, theirs Entry) (e Entry, taken, conflict bool) {
+	a, b := ruled{epoch: ours.Version}, ruled{epoch: theirs.Version}
+	aRuled, bRuled := false, false
+	if isRuled(ours.Value) || isRuled(theirs.Value) { // not the usual case
+		if v, ok := parseRuled(ours.Value); ok {
+			a, aRuled = v, true
 		}
-		return ours, false, conflict
-	}
-	a, aRuled := parseRuled(ours.Value)
-	b, bRuled := parseRuled(theirs.Value)
-	if !aRuled && !bRuled {
-		conflict = ours.conflicts(theirs)
-		if ours.yields(theirs) {
-			return theirs, true, conflict
+		if v, ok := parseRuled(theirs.Value); ok {
+			b, bRuled = v, true
 		}
-		return ours, false, conflict
-	}
-	if !aRuled {
-		a.rule, a.epoch = rulePlain, ours.Version
-	}
-	if !bRuled {
-		b.rule, b.epoch = rulePlain, theirs.Version
-	}
-	if a.epoch != b.epoch || a.rule != b.rule {
-		conflict = ours.Version.Counter == theirs.Version.Counter && ours.Version != theirs.Version
-		if a.epoch.Less(b.epoch) || a.epoch == b.epoch && a.rule < b.rule {
-			return theirs, true, conflict
-		}
-		return ours, false, conflict
 	}
 	e = ours
-	if ours.Version.Less(theirs.Version) {
-		e.Version, changed = theirs.Version, true
+	switch {
+	case !aRuled && !bRuled:
+		taken = ours.yields(theirs)
+	case a.epoch != b.epoch || a.rule != b.rule:
+		taken = a.epoch.Less(b.epoch) || a.epoch == b.epoch && a.rule < b.rule
+	default:
+		taken = ours.Version.Less(theirs.Version)
+		if taken {
+			e.Version, e.Past = theirs.Version, mergePast(theirs, ours, false)
+		} else {
+			e.Past = mergePast(ours, theirs, ours.Version == theirs.Version)
+		}
+		if !bytes.Equal(ours.Value, theirs.Value) {
+			a.join(&b)
+			e.Value = a.append(make([]byte, 0, len(ours.Value)+len(theirs.Value)))
+			taken = taken || !bytes.Equal(e.Value, ours.Value)
+		}
+		return e, taken, false
 	}
-	if !bytes.Equal(ours.Value, theirs.Value) {
-		a.join(&b)
-		e.Value = a.append(make([]byte, 0, len(ours.Value)+len(theirs.Value)))
-		changed = changed || !bytes.Equal(e.Value, ours.Value)
+	lost := theirs
+	if taken {
+		e, lost = theirs, ours
 	}
-	return e, changed, false
+	same := e.Version == lost.Version && e.Deleted == lost.Deleted && bytes.Equal(e.Value, lost.Value)
+	conflict = e.overrides(lost)
+	e.Past = mergePast(e, lost, same)
+	return e, taken, conflict
 }

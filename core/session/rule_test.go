@@ -59,7 +59,7 @@ func (r *rulings) put(name string, e Entry) {
 		r.rec.Attrs = map[string]Entry{}
 	}
 	e.Version = r.next()
-	r.rec.Attrs[name] = e
+	r.rec.Attrs[name] = e.On(r.rec.Attrs[name])
 }
 
 func (r *rulings) Get(name string, into any) (bool, error) {

@@ -42,12 +42,27 @@ func anyRecord(t *rapid.T, label string, ends bool) *Record {
 				e.Value = anyRuled(t, label+name)
 			}
 		}
+		e.Past = anyPast(t, label+name, e.Version)
 		if r.Attrs == nil {
 			r.Attrs = map[string]Entry{}
 		}
 		r.Attrs[name] = e
 	}
 	return r
+}
+
+// anyPast draws a past, some with fewer and some with more nodes than are kept.
+func anyPast(t *rapid.T, label string, v Version) *Past {
+	var seen []Version
+	for range rapid.SampledFrom([]int{0, 0, 1, 2, maxPast + 3}).Draw(t, label+"past") {
+		seen = append(seen, Version{rapid.Uint64Range(0, 30).Draw(t, label+"pastc"), rapid.Uint64Range(0, maxPast+5).Draw(t, label+"pastn")})
+	}
+	e := Entry{Version: v}
+	var rest *Past
+	if rapid.IntRange(0, 3).Draw(t, label+"more") == 0 {
+		rest = &Past{rest: []byte{byte(rapid.IntRange(1, 3).Draw(t, label+"field"))}, fields: 1}
+	}
+	return makePast(v, e, Entry{Past: &Past{seen: seen}}, rest)
 }
 
 func merged(rs ...*Record) *Record {

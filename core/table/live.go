@@ -154,6 +154,7 @@ func (s *live) put(name string, e session.Entry) error {
 		return session.ErrTooLarge
 	}
 	e.Version = s.next()
+	e = e.On(old)
 	s.rec.Attrs[name] = e
 	s.size = size
 	s.seq++
