@@ -68,6 +68,13 @@ type ContextOptions struct {
 	// it, after which they are answered with 503; 0 is DefaultLockTimeout.
 	Locker      SessionLocker
 	LockTimeout time.Duration
+	// Listeners hear of the context's sessions, which must be WatchedSessions.
+	// They begin before the first request of the context and end, having been
+	// told everything, after its last one.
+	Listeners []SessionListening
+	// ClusterEvents are kinds that all Listeners are to be told also if another
+	// node does it, as if each had them in its Cluster.
+	ClusterEvents SessionEventKind
 }
 
 // Context is one application under a path of a host.
@@ -84,6 +91,8 @@ type Context struct {
 	locker                           SessionLocker // or nil
 	lockTimeout                      time.Duration
 	pipe                             *pipeline
+	subs                             []*subscription // of Listeners and the context's valves
+	unwatch                          func()          // ends telling them; guarded by the engine's life until the context retires
 
 	// running counts the requests inside; retiredBit is set once no more may
 	// enter. idle is closed when the last one has left after that.
@@ -104,7 +113,7 @@ func ContextName(host, path string) string {
 	return host + path
 }
 
-func newContext(h *Host, o ContextOptions) (*Context, error) {
+func (e *Engine) newContext(h *Host, o ContextOptions) (*Context, error) {
 	path := strings.TrimSuffix(o.Path, "/")
 	fail := func(format string, args ...any) (*Context, error) {
 		return nil, fmt.Errorf("core: host %s: context %q: %s", h.name, o.Path, fmt.Sprintf(format, args...))
@@ -157,8 +166,18 @@ func newContext(h *Host, o ContextOptions) (*Context, error) {
 	if c.commitTimeout <= 0 {
 		c.commitTimeout = DefaultCommitTimeout
 	}
+	if _, ok := o.Sessions.(WatchedSessions); !ok && len(o.Listeners) > 0 {
+		return fail("it has session listeners, but a session table (%T) that does not tell them anything", o.Sessions)
+	}
 	var err error
-	c.pipe, err = newPipeline("context "+c.name, o.Valves, contextEnd{o.Handler})
+	if c.pipe, err = newPipeline("context "+c.name, o.Valves, contextEnd{o.Handler}); err != nil {
+		return c, err
+	}
+	listeners := slices.Clone(o.Listeners)
+	for i := range listeners {
+		listeners[i].Cluster |= o.ClusterEvents
+	}
+	c.subs, err = subscriptions("context "+c.name, listeners, o.Valves, e.log, e.listening)
 	return c, err
 }
 
@@ -222,6 +241,7 @@ type HostOptions struct {
 type Host struct {
 	name, key string
 	pipe      *pipeline
+	subs      []*subscription // of the host's valves
 	contexts  atomic.Pointer[contextMap]
 }
 

@@ -27,6 +27,8 @@ type EngineOptions struct {
 	DefaultHost string
 	Valves      []Valve
 	Hosts       []HostOptions
+	// Listeners hear of the sessions of all contexts; see also ListeningValve.
+	Listeners []SessionListening
 	// Ready says why the node should get no requests yet, or nil. It is asked
 	// per health check and must not block. nil means always ready.
 	Ready func() error
@@ -63,6 +65,8 @@ type Engine struct {
 	def         *Host
 	log         *zap.Logger
 	metrics     engineMetrics
+	listening   listenerMetrics
+	subs        []*subscription // of Listeners and the engine's valves
 
 	next atomic.Pointer[Engine] // see Supersede
 
@@ -106,8 +110,9 @@ func NewEngine(o EngineOptions, s channel.Settings) (*Engine, error) {
 	m := s.Metrics
 	e := &Engine{
 		name: o.Name, route: o.Route, ready: o.Ready, draining: o.Draining, log: log,
-		hosts: map[string]*Host{},
-		life:  make(chan struct{}, 1),
+		hosts:     map[string]*Host{},
+		life:      make(chan struct{}, 1),
+		listening: newListenerMetrics(m),
 		metrics: engineMetrics{
 			requests:       m.Counter("http_requests_total", "Requests that reached the engine."),
 			badPaths:       m.Counter("http_bad_paths_total", "Requests refused because of their path."),
@@ -141,6 +146,9 @@ func NewEngine(o EngineOptions, s channel.Settings) (*Engine, error) {
 	if e.pipe, err = newPipeline("engine "+o.Name, o.Valves, http.HandlerFunc(engineEnd)); err != nil {
 		errs = append(errs, err)
 	}
+	if e.subs, err = subscriptions("engine "+o.Name, o.Listeners, o.Valves, log, e.listening); err != nil {
+		errs = append(errs, err)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -163,7 +171,7 @@ func (e *Engine) addHost(o HostOptions) error {
 	}
 	contexts := new(contextMap).with("", nil)
 	for _, co := range o.Contexts {
-		c, err := newContext(h, co)
+		c, err := e.newContext(h, co)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -177,6 +185,9 @@ func (e *Engine) addHost(o HostOptions) error {
 	h.contexts.Store(contexts)
 	var err error
 	if h.pipe, err = newPipeline("host "+h.name, o.Valves, http.HandlerFunc(hostEnd)); err != nil {
+		errs = append(errs, err)
+	}
+	if h.subs, err = subscriptions("host "+h.name, nil, o.Valves, e.log, e.listening); err != nil {
 		errs = append(errs, err)
 	}
 	e.all = append(e.all, h)
@@ -249,6 +260,11 @@ func (e *Engine) Start(ctx context.Context) error {
 			return err
 		}
 	}
+	for _, h := range e.all {
+		for _, c := range h.Contexts() {
+			e.attach(c)
+		}
+	}
 	e.state = engineStarted
 	return nil
 }
@@ -273,6 +289,7 @@ func (e *Engine) Stop(ctx context.Context) error {
 			case <-ctx.Done():
 				errs = append(errs, fmt.Errorf("core: context %s: %d requests are still running: %w", c.name, c.Running(), context.Cause(ctx)))
 			}
+			errs = append(errs, c.detach(ctx))
 		}
 	}
 	select {
@@ -280,6 +297,10 @@ func (e *Engine) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		errs = append(errs, fmt.Errorf("core: engine %s: replaced contexts still have requests: %w", e.name, context.Cause(ctx)))
 	}
+	for _, h := range e.all {
+		errs = append(errs, stopAll(ctx, h.subs))
+	}
+	errs = append(errs, stopAll(ctx, e.subs))
 	ps := e.pipelines()
 	for i := len(ps) - 1; i >= 0; i-- {
 		errs = append(errs, ps[i].stop(ctx))
@@ -305,7 +326,7 @@ func (e *Engine) SetContext(ctx context.Context, host string, o ContextOptions) 
 	if h == nil {
 		return nil, fmt.Errorf("%w: host %q is not configured; add it as a host or an alias", ErrNoContext, host)
 	}
-	c, err := newContext(h, o)
+	c, err := e.newContext(h, o)
 	if err != nil {
 		return nil, err
 	}
@@ -320,6 +341,7 @@ func (e *Engine) SetContext(ctx context.Context, host string, o ContextOptions) 
 		if err := c.pipe.start(ctx); err != nil {
 			return nil, err
 		}
+		e.attach(c)
 	}
 	e.swap(h, c.path, c)
 	return c, nil
@@ -358,15 +380,15 @@ func (e *Engine) swap(h *Host, path string, c *Context) {
 		return
 	}
 	old.retire()
-	if old.pipe.started == 0 {
+	if e.state != engineStarted {
 		return
 	}
 	e.retired.Go(func() { // ends with the last request of old; joined by Stop
 		<-old.idle
 		ctx, cancel := context.WithTimeout(context.Background(), retireTimeout)
 		defer cancel()
-		if err := old.pipe.stop(ctx); err != nil {
-			e.log.Warn("valves of a replaced context did not stop", zap.String("context", old.name), zap.Error(err))
+		if err := errors.Join(old.detach(ctx), old.pipe.stop(ctx)); err != nil {
+			e.log.Warn("valves or session listeners of a replaced context did not stop", zap.String("context", old.name), zap.Error(err))
 		}
 	})
 }

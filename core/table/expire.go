@@ -103,6 +103,7 @@ func (t *Table) expire(now int64) {
 				t.forgetRenewal(c.old, now)
 				continue
 			}
+			c.s.room()
 			switch c.s.look(second, now) {
 			case lookRelease:
 				idle = append(idle, c.s)

@@ -100,6 +100,7 @@ func (h *handle) put(name string, e session.Entry) error {
 	if err := h.checkName(name); err != nil {
 		return err
 	}
+	h.s.room()
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
 	return h.putLocked(name, e)
@@ -154,6 +155,7 @@ func (h *handle) update(name string, change func(old session.Entry) ([]byte, err
 	h.s.mu.Unlock()
 	gate <- struct{}{}
 	defer func() { <-gate }()
+	h.s.room()
 	for {
 		old, err := h.entry(name)
 		if err != nil {
@@ -229,6 +231,7 @@ func (h *handle) SetMaxInactive(d time.Duration) error {
 // Invalidate implements session.Session.
 func (h *handle) Invalidate() error {
 	s := h.s
+	s.room()
 	now := time.Now().UnixMilli()
 	s.mu.Lock()
 	if s.rec.End != session.Living {
@@ -249,6 +252,7 @@ func (h *handle) Invalidate() error {
 // Renew implements session.Session.
 func (h *handle) Renew() error {
 	s, t := h.s, h.t
+	s.room()
 	now := time.Now().UnixMilli()
 	s.mu.Lock()
 	old := s.key
@@ -284,6 +288,7 @@ func (h *handle) Renew() error {
 func (h *handle) renew(fresh session.Key, now int64) {
 	s := h.s
 	end := &session.Record{Key: s.key, End: session.Renewed, EndTime: now, RenewedTo: fresh.ID}
+	h.t.tellRenewed(s.key, fresh, true)
 	s.key, s.rec.Key = fresh, fresh
 	attrs := make(map[string]session.Entry, len(s.rec.Attrs))
 	for name, e := range s.rec.Attrs {

@@ -156,6 +156,7 @@ func (s *live) put(name string, e session.Entry) error {
 	e.Version = s.next()
 	e = e.On(old)
 	s.rec.Attrs[name] = e
+	s.tellAttribute(name, old, e)
 	s.size = size
 	s.seq++
 	if s.t.cfg.Manager != nil {
@@ -176,6 +177,7 @@ func (s *live) put(name string, e session.Entry) error {
 
 // finish ends the session, and collects the tombstone.
 func (s *live) finish(kind session.EndKind, now int64) {
+	s.tellEnd(kind, s.rec.Attrs, true)
 	s.rec = session.Record{Key: s.key, End: kind, EndTime: now}
 	s.size = 0
 	s.seq++
@@ -224,14 +226,16 @@ func (s *live) mergeEnd(r *session.Record, now int64) (moved bool) {
 		s.rec.Merge(r)
 		return false
 	}
-	changes := s.pending
+	changes, attrs := s.pending, s.rec.Attrs
 	s.rec = r.Tombstone()
 	s.rec.Key = s.key
 	s.size, s.pending = 0, nil
 	s.over(now)
 	if r.End != session.Renewed || r.RenewedTo == "" {
+		s.tellEnd(r.End, attrs, false)
 		return false
 	}
+	s.t.tellRenewed(s.key, session.Key{Context: s.key.Context, ID: r.RenewedTo}, false)
 	if changes != nil && len(changes.Attrs) > 0 {
 		// What was changed here goes on under the new id.
 		changes.Key.ID, changes.Created = r.RenewedTo, 0

@@ -101,6 +101,11 @@ type Table struct {
 	wheel    wheel
 	disputes disputes
 
+	// watches is nil when nobody listens. telling is held for reading while
+	// somebody is told, so that a cancelled watch is told nothing.
+	watches atomic.Pointer[watches]
+	telling sync.RWMutex
+
 	life      context.Context // ends when Stop is done
 	end       context.CancelFunc
 	wg        sync.WaitGroup // expirer, flusher workers, loads and releases
@@ -267,6 +272,7 @@ func (t *Table) Create(_ context.Context, contextName string, o session.NewOptio
 	if err := t.reserve(); err != nil {
 		return nil, err
 	}
+	t.roomFor(contextName)
 	now := time.Now().UnixMilli()
 	s := &live{
 		t: t, key: session.Key{Context: contextName, ID: session.NewID()},
@@ -286,6 +292,9 @@ func (t *Table) Create(_ context.Context, contextName string, o session.NewOptio
 	sh.mu.Unlock()
 	s.mu.Lock()
 	s.schedule(now)
+	if t.watches.Load() != nil {
+		t.tell(core.SessionEvent{Kind: core.SessionCreated, Key: s.key, Local: true})
+	}
 	s.mu.Unlock()
 	t.m.created.Inc()
 	return h, nil

@@ -1,0 +1,159 @@
+package table
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/session"
+)
+
+// heard records events.
+type heard struct {
+	mu   sync.Mutex
+	list []core.SessionEvent
+}
+
+func (h *heard) SessionEvent(e core.SessionEvent) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.list = append(h.list, e)
+}
+
+// take returns what was heard since the last time, once nobody is working.
+func (h *heard) take() []core.SessionEvent {
+	synctest.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	list := h.list
+	h.list = nil
+	return list
+}
+
+// brief is an event in a few words.
+func brief(e core.SessionEvent) string {
+	s := e.Kind.String()
+	if !e.Local {
+		s += " elsewhere"
+	}
+	text := func(b []byte) (v string) { _ = session.Decode(b, &v); return v }
+	switch {
+	case e.Kind&core.AttributeEvents != 0:
+		s += fmt.Sprintf(" %s %s>%s", e.Name, text(e.Old), text(e.Value))
+	case e.Reason == session.Expired:
+		s += " expired"
+	case e.Reason == session.Invalidated:
+		s += " invalidated"
+	}
+	return s
+}
+
+func briefs(list []core.SessionEvent) (out []string) {
+	for _, e := range list {
+		out = append(out, brief(e))
+	}
+	return out
+}
+
+func expect(t *testing.T, h *heard, want ...string) []core.SessionEvent {
+	t.Helper()
+	list := h.take()
+	if got := briefs(list); !slices.Equal(got, want) {
+		t.Errorf("heard\n%q, want\n%q", got, want)
+	}
+	return list
+}
+
+// listenTo makes an engine with one context on the table that is listened to.
+func listenTo(t *testing.T, tab *Table, list ...core.SessionListening) *core.Engine {
+	t.Helper()
+	e, err := core.NewEngine(core.EngineOptions{Name: "e", Hosts: []core.HostOptions{{Name: "localhost", Contexts: []core.ContextOptions{{
+		Path: "/shop", Sessions: tab, MaxInactive: time.Minute, Listeners: list, Distributable: true,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := session.From(r)
+			if err == nil {
+				err = s.Set("path", r.URL.Path)
+			}
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+			}
+		}),
+	}}}}}, channel.Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// Everything that is done to a session is told, once and in order, with what it
+// was and what it is.
+func TestListener(t *testing.T) {
+	for _, manager := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := Config{}
+			if manager {
+				c.Manager = newMemory()
+			}
+			tab := New(c, channel.Settings{})
+			_ = tab.Start(t.Context(), 7)
+			h := &heard{}
+			e := listenTo(t, tab, core.SessionListening{Listener: h})
+			w := httptest.NewRecorder()
+			e.ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/shop/a", nil))
+			list := expect(t, h, "created", "attribute added path >/a")
+			key := list[0].Key
+			if list[0].Time.IsZero() || list[1].Version.Counter == 0 || key != list[1].Key || key.Context != ctxName {
+				t.Errorf("%+v", list)
+			}
+			s, err := tab.Find(t.Context(), key)
+			if err != nil || s == nil {
+				t.Fatal(s, err)
+			}
+			_ = s.Set("path", "/b")
+			_ = s.Delete("none")
+			_ = s.Update("n", func([]byte) ([]byte, error) { return session.Encode("1") })
+			_ = s.Update("n", func([]byte) ([]byte, error) { return nil, nil })
+			_ = s.Renew()
+			list = expect(t, h, "attribute replaced path /a>/b", "attribute added n >1", "attribute removed n 1>", "renewed")
+			if r := list[3]; r.Previous != key || r.Key != s.Key() {
+				t.Errorf("%+v", r)
+			}
+			_ = s.Invalidate()
+			_ = s.Invalidate()
+			list = expect(t, h, "destroyed invalidated")
+			var path string
+			if ok, err := list[0].Get("path", &path); !ok || err != nil || path != "/b" || list[0].Key != s.Key() {
+				t.Error(ok, err, path, list[0])
+			}
+			if ok, _ := list[0].Get("n", &path); ok {
+				t.Error("a deleted attribute is there")
+			}
+			s.Release()
+
+			e.ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/shop/c", nil))
+			expect(t, h, "created", "attribute added path >/c")
+			time.Sleep(time.Minute - time.Second)
+			expect(t, h)
+			time.Sleep(3 * time.Second)
+			expect(t, h, "destroyed expired")
+			if err := e.Stop(t.Context()); err != nil {
+				t.Error(err)
+			}
+			again, _ := tab.Create(t.Context(), ctxName, session.NewOptions{})
+			again.Release()
+			expect(t, h)
+			_ = tab.Stop(context.Background())
+		})
+	}
+}
