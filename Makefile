@@ -1,4 +1,4 @@
-.PHONY: run build test reproduce test-peers lint bench bench-peers fuzz
+.PHONY: run build test reproduce test-peers lint bench bench-peers bench-sessions fuzz
 
 # A three-node cluster on this machine; the page's address is printed.
 run:
@@ -37,6 +37,11 @@ bench:
 # BENCH="-runs 1 -only acks" chooses.
 bench-peers:
 	go run ./.ci/bench-peers $(BENCH)
+
+# Sessions beside two Tomcats, with the ratios; a joining node's state transfer and who waits for it; memory per session.
+# Needs wrk, redis-server, and what test-peers needs; BENCH="-only tomcat -managers delta -sends sync" chooses, BENCH=-help tells.
+bench-sessions:
+	go run ./.ci/bench -only tomcat,transfer,memory $(BENCH)
 
 fuzz:
 	.ci/fuzz 30s

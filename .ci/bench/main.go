@@ -1,232 +1,143 @@
-// Command bench runs a bare net/http server and Longhouse nodes side by side
-// under wrk and prints the ratios. All processes share this machine: compare
-// ratios, not absolute numbers.
+// Command bench runs Longhouse nodes under load, side by side with what people
+// use today, and holds the figures against what is wanted. All processes share
+// this machine: compare ratios, not absolute numbers.
+//
+//	bare      a bare net/http server: what sessions and replication cost
+//	tomcat    two Tomcat 10.1 nodes with the matching manager and send option
+//	transfer  a node joins while others serve: how long, and who waits for it
+//	memory    what a session costs in the node and in its manager
+//
+// It installs nothing: it says what is missing. It ends with 2 if a wanted value
+// is missed, unless -smoke is given.
 package main
 
 import (
-	"bufio"
-	"encoding/json"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
-	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
-
-	"github.com/longhouse-go/longhouse/cmd/demo"
 )
 
 var (
-	duration = flag.Duration("duration", 4*time.Second, "length of one measurement")
-	rounds   = flag.Int("rounds", 5, "measurements of each kind; the median counts")
-	bare     = flag.String("bare", "", "serve the bare handler on this address (the program starts itself so)")
-	cookies  = 64
+	only     = flag.String("only", "bare", "comma list of parts: bare, tomcat, transfer, memory; or all")
+	duration = flag.Duration("duration", 4*time.Second, "bare, tomcat: length of one measurement, in whole seconds")
+	rounds   = flag.Int("rounds", 5, "bare, tomcat: measurements of each kind, in turn; the medians count")
+	managers = flag.String("managers", "delta,backup", "tomcat, transfer, memory: managers to measure")
+	sends    = flag.String("sends", "async,sync", "bare, tomcat: send options to measure")
+	paths    = flag.String("paths", "/read,/write", "tomcat: what to ask for; /plain has no session")
+	warm     = flag.Duration("warm", 15*time.Second, "tomcat: load before anything counts, for each path, in whole seconds; Longhouse gets a fifth")
+	sessions = flag.Int("sessions", 100_000, "transfer: sessions that a joining node receives")
+	size     = flag.Int("size", 1024, "transfer: bytes of each")
+	rate     = flag.Int("rate", 1000, "transfer: requests per second meanwhile, half of them writes")
+	counts   = flag.String("counts", "100000,1000000", "memory: sessions in the group")
+	sizes    = flag.String("sizes", "100,1024", "memory: bytes of a session")
+	stored   = flag.Bool("stored", true, "memory: measure the table of a manager with a store, too (needs redis-server)")
+	profile  = flag.String("profile", "", "transfer: folder for processor profiles of the first node and of the joining one")
+	smoke    = flag.Bool("smoke", false, "everything once and shortly: to see that it works")
+	binary   = flag.String("longhouse", "", "the program to measure; built if empty")
+	serve    = flag.String("serve", "", "serve the bare handler on this address (the program starts itself so)")
 )
 
-// wrkScript gives every request one of the cookies, so that each connection's
-// requests meet many sessions and all sessions are busy.
-const wrkScript = `
-local cookies, i = {}, 0
-function init(args)
-  for line in io.lines(args[1]) do cookies[#cookies + 1] = line end
-  i = math.random(#cookies)
-end
-function request()
-  if #cookies == 0 then return wrk.format("GET") end
-  i = i % #cookies + 1
-  return wrk.format("GET", nil, { ["Cookie"] = "JSESSIONID=" .. cookies[i] })
-end
-`
+// missed counts the wanted values that were not reached.
+var missed int
+
+// wanted returns what to print for a value and the bound it is held against.
+func wanted(got, want float64, atLeast bool) string {
+	if atLeast == (got >= want) || got == want {
+		return "ok"
+	}
+	missed++
+	return "MISSED"
+}
+
+// work is a folder for this run; bye ends what it has started.
+var (
+	work string
+	bye  []func()
+)
 
 func main() {
 	flag.Parse()
-	if *bare != "" {
-		http.Handle("/", demo.Handler("bare"))
-		fail(http.ListenAndServe(*bare, nil))
+	if *serve != "" {
+		fail(serveBare(*serve))
 	}
-	if _, err := exec.LookPath("wrk"); err != nil {
-		fail(errors.New("wrk is missing: apt-get install wrk"))
+	if *smoke {
+		chosen := false
+		flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "only" })
+		if !chosen {
+			*only = "all"
+		}
+		*duration, *rounds, *warm = time.Second, 1, time.Second
+		*paths, *sessions, *counts, *sizes = "/write", 5000, "2000", "100"
 	}
-	dir, err := os.MkdirTemp("", "longhouse-bench-")
+	all := []struct {
+		name string
+		run  func()
+	}{{"bare", bareParts}, {"tomcat", tomcatParts}, {"transfer", transferParts}, {"memory", memoryParts}}
+	for _, name := range list(*only) {
+		known := name == "all"
+		for _, p := range all {
+			known = known || p.name == name
+		}
+		if !known {
+			fail(fmt.Errorf("-only: there is no part %q", name))
+		}
+	}
+	interrupted, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(interrupted, func() { fail(errors.New("interrupted")) })
+	var err error
+	work, err = os.MkdirTemp("", "longhouse-bench-")
 	check(err)
-	defer os.RemoveAll(dir)
-	script := filepath.Join(dir, "cookies.lua")
-	check(os.WriteFile(script, []byte(wrkScript), 0o600))
-	binary := filepath.Join(dir, "longhouse")
-	build := exec.Command("go", "build", "-o", binary, "./cmd/longhouse")
-	build.Stderr = os.Stderr
-	check(build.Run())
-
-	self, err := os.Executable()
-	check(err)
-	bareAddr := freeAddr()
-	stopBare := start(exec.Command(self, "-bare", bareAddr), nil)
-	defer stopBare()
-	awaitHTTP(bareAddr)
-
-	type result struct{ rate, p99 float64 }
-	measure := func(addr, path, jar string) result {
-		rate, p99 := wrk(script, addr, path, jar)
-		return result{rate, p99}
+	bye = append(bye, func() { os.RemoveAll(work) })
+	if *binary == "" {
+		*binary = filepath.Join(work, "longhouse")
+		build := exec.Command("go", "build", "-o", *binary, "./cmd/longhouse")
+		build.Stderr = os.Stderr
+		check(build.Run())
 	}
-	empty := filepath.Join(dir, "none")
-	check(os.WriteFile(empty, nil, 0o600))
-
-	compare := func(name, addr, path, jar string, want float64) {
-		var ratios, rates, bares, p99s []float64
-		for range *rounds {
-			b := measure(bareAddr, "/plain", empty)
-			l := measure(addr, path, jar)
-			ratios = append(ratios, l.rate/b.rate)
-			rates, bares, p99s = append(rates, l.rate), append(bares, b.rate), append(p99s, l.p99)
+	fmt.Printf("%d processors, shared by all processes and by what else runs here. Medians of %d rounds of %v.\n", runtime.NumCPU(), *rounds, *duration)
+	for _, p := range all {
+		if *only == "all" || slices.Contains(list(*only), p.name) {
+			fmt.Println()
+			p.run()
 		}
-		mark := "ok"
-		if median(ratios) < want {
-			mark = "BELOW"
-		}
-		fmt.Printf("%-28s %8.0f req/s   bare %8.0f req/s   ratio %.2f (wanted %.2f) %-5s  p99 %.1f ms\n",
-			name, median(rates), median(bares), median(ratios), want, mark, median(p99s))
 	}
-	for _, send := range []string{"async", "sync"} {
-		a, stopA, b, stopB := cluster(binary, send)
-		_ = b
-		jar := filepath.Join(dir, send)
-		writeJar(a, jar)
-		if send == "async" {
-			compare("/plain, full pipeline", a, "/plain", empty, 0.9)
-			compare("/read, two nodes", a, "/read", jar, 0)
-			compare("/write, two nodes, async", a, "/write", jar, 0.6)
-		} else {
-			compare("/write, two nodes, sync", a, "/write", jar, 0.4)
+	finish()
+	if missed > 0 {
+		fmt.Printf("\n%d values are not what is wanted.\n", missed)
+		if !*smoke {
+			os.Exit(2)
 		}
-		stopA()
-		stopB()
 	}
 }
 
-// cluster starts two nodes that know each other.
-func cluster(binary, send string) (a string, stopA func(), b string, stopB func()) {
-	_, port, _ := net.SplitHostPort(freeAddr())
-	args := []string{"run", "--announce", "--set", "admin.address=127.0.0.1:0", "--set", "connectors[0].address=127.0.0.1:0",
-		"--set", "log.level=warn", "--set", "cluster.send=" + send, "--set", "cluster.channel.membership.port=" + port}
-	var said [2]struct {
-		HTTP  []string
-		Admin string
+func finish() {
+	for _, f := range slices.Backward(bye) {
+		f()
 	}
-	stops := [2]func(){}
-	for i, route := range []string{"a", "b"} {
-		stops[i] = start(exec.Command(binary, append(slices.Clone(args), "--set", "engine.route="+route)...), &said[i])
-	}
-	for i := range said {
-		for deadline := time.Now().Add(20 * time.Second); ; {
-			var members []any
-			resp, err := http.Get("http://" + said[i].Admin + "/v1/members")
-			if err == nil {
-				err = json.NewDecoder(resp.Body).Decode(&members)
-				resp.Body.Close()
-			}
-			if err == nil && len(members) == 2 {
-				break
-			}
-			if time.Now().After(deadline) {
-				fail(fmt.Errorf("the nodes do not find each other: %d members, %v", len(members), err))
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
-	}
-	return said[0].HTTP[0], stops[0], said[1].HTTP[0], stops[1]
+	bye = nil
 }
 
-// writeJar makes one session per connection.
-func writeJar(addr, file string) {
-	var b strings.Builder
-	for range cookies {
-		resp, err := http.Get("http://" + addr + "/write")
+func list(s string) []string { return strings.Split(s, ",") }
+
+func numbers(s string) []int {
+	var out []int
+	for _, text := range list(s) {
+		n, err := strconv.Atoi(text)
 		check(err)
-		resp.Body.Close()
-		for _, c := range resp.Cookies() {
-			if c.Name == "JSESSIONID" {
-				b.WriteString(c.Value + "\n")
-			}
-		}
+		out = append(out, n)
 	}
-	check(os.WriteFile(file, []byte(b.String()), 0o600))
-}
-
-var (
-	rateLine = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
-	p99Line  = regexp.MustCompile(`99%\s+([0-9.]+)(us|ms|s)`)
-	badLine  = regexp.MustCompile(`(?m)^\s*(Non-2xx.*|Socket errors.*)$`)
-)
-
-func wrk(script, addr, path, jar string) (rate, p99ms float64) {
-	out, err := exec.Command("wrk", "-t", "2", "-c", "64", "-d", strconv.Itoa(int(duration.Seconds())), "--latency",
-		"-s", script, "http://"+addr+path, "--", jar).CombinedOutput()
-	if err != nil {
-		fail(fmt.Errorf("wrk: %w\n%s", err, out))
-	}
-	if bad := badLine.Find(out); bad != nil {
-		fail(fmt.Errorf("wrk %s: %s", path, bad))
-	}
-	m := rateLine.FindSubmatch(out)
-	if m == nil {
-		fail(fmt.Errorf("wrk says nothing about its rate:\n%s", out))
-	}
-	rate, _ = strconv.ParseFloat(string(m[1]), 64)
-	if l := p99Line.FindSubmatch(out); l != nil {
-		p99ms, _ = strconv.ParseFloat(string(l[1]), 64)
-		p99ms *= map[string]float64{"us": 0.001, "ms": 1, "s": 1000}[string(l[2])]
-	}
-	return rate, p99ms
-}
-
-// start runs a command until the returned function is called; if said is set,
-// the first line of its output is decoded into it.
-func start(c *exec.Cmd, said any) (stop func()) {
-	c.Stderr = os.Stderr
-	stdin, err := c.StdinPipe()
-	check(err)
-	out, err := c.StdoutPipe()
-	check(err)
-	check(c.Start())
-	lines := bufio.NewReader(out)
-	if said != nil {
-		check(json.NewDecoder(lines).Decode(said))
-	}
-	go io.Copy(io.Discard, lines) //nolint:errcheck // ends with the process
-	return func() {
-		stdin.Close()
-		if said == nil {
-			_ = c.Process.Kill()
-		}
-		_ = c.Wait()
-	}
-}
-
-func awaitHTTP(addr string) {
-	for range 200 {
-		if c, err := net.Dial("tcp", addr); err == nil {
-			c.Close()
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	fail(fmt.Errorf("nothing listens on %s", addr))
-}
-
-func freeAddr() string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	check(err)
-	defer ln.Close()
-	return ln.Addr().String()
+	return out
 }
 
 func median(v []float64) float64 {
@@ -242,5 +153,6 @@ func check(err error) {
 
 func fail(err error) {
 	fmt.Fprintln(os.Stderr, "bench:", err)
+	finish()
 	os.Exit(1)
 }

@@ -3,6 +3,7 @@ import jakarta.servlet.http.HttpServletRequest;
 import jakarta.servlet.http.HttpServletResponse;
 import jakarta.servlet.http.HttpSession;
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
@@ -36,6 +37,7 @@ public final class Web {
         engine.setDefaultHost("localhost");
         tomcat.getHost(); // now, since the engine's name is part of what it registers
         tomcat.getConnector().setProperty("address", "127.0.0.1");
+        tomcat.getConnector().setProperty("maxKeepAliveRequests", "-1"); // or who measures it measures connections
 
         McastService m = new McastService();
         m.setAddress(a.get("group"));
@@ -54,7 +56,9 @@ public final class Web {
         cluster.setChannel(channel);
         cluster.setChannelSendOptions(Integer.decode(a.getOrDefault("options", "8")));
         if (a.getOrDefault("manager", "delta").equals("backup")) {
-            cluster.setManagerTemplate(new BackupManager());
+            BackupManager b = new BackupManager();
+            b.setMapSendOptions(Integer.decode(a.getOrDefault("mapOptions", "6")));
+            cluster.setManagerTemplate(b);
         } else {
             DeltaManager d = new DeltaManager();
             d.setNotifySessionListenersOnReplication(true);
@@ -66,6 +70,36 @@ public final class Web {
         ((StandardContext) c).setDistributable(true);
         Tomcat.addServlet(c, "app", new App());
         c.addServletMappingDecoded("/*", "app");
+        Tomcat.addServlet(c, "demo", new Demo());
+        for (String path : new String[] {"/plain", "/read", "/write"}) {
+            c.addServletMappingDecoded(path, "demo");
+        }
+    }
+
+    /** Does what the demo application of Longhouse does under these paths. */
+    private static final class Demo extends HttpServlet {
+        private static final long serialVersionUID = 1L;
+
+        @Override
+        protected void doGet(HttpServletRequest q, HttpServletResponse p) throws IOException {
+            String text = "ok";
+            String path = q.getServletPath();
+            if (!path.equals("/plain")) {
+                HttpSession s = q.getSession();
+                Long n = (Long) s.getAttribute("n");
+                n = n == null ? 0L : n;
+                if (path.equals("/write")) {
+                    n = n + 1;
+                    String size = q.getParameter("size");
+                    s.setAttribute("n", n);
+                    s.setAttribute("blob", new byte[size == null ? 100 : Integer.parseInt(size)]);
+                }
+                text = n.toString();
+            }
+            p.setContentType("text/plain;charset=utf-8");
+            p.setContentLength(text.length());
+            p.getOutputStream().write(text.getBytes(StandardCharsets.US_ASCII));
+        }
     }
 
     /** Answers "id value": of the attribute "name", which it sets first when there is a "value". */
