@@ -412,11 +412,12 @@ func TestPassedOnMessageIsLeftAlone(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			h, metrics := newTestHost(t, nil)
 			e := embedPlugin(t, h, metrics, core.PluginSpec{Name: "acme/actor", Mode: mode})
-			var below []*channel.Message
+			reached := make(chan *channel.Message, 2*n)
 			e.OnSend(func(_ context.Context, m *channel.Message) error {
-				below = append(below, m)
+				reached <- m
 				return nil
 			})
+			var below []*channel.Message
 			e.Hold()
 			r := sendResults{make(chan error, 2*n)}
 			for i := range n {
@@ -424,8 +425,8 @@ func TestPassedOnMessageIsLeftAlone(t *testing.T) {
 					if err := e.SendDone(t.Context(), to, fmt.Append(nil, cmd, ":", i), channel.SendAck, r); err != nil {
 						t.Fatal(err)
 					}
+					below = append(below, receive(t, reached)) // one by one: what was used for one may be used again
 				}
-				waitBodies(t, e.Bottom, 2*i+2) // one by one: what was used for one may be used again
 			}
 			if len(r.ch) > 0 {
 				t.Errorf("%d ends are told, and nothing has ended", len(r.ch))
