@@ -154,10 +154,11 @@ func (t *table) questions(local channel.UniqueID, present map[channel.UniqueID]b
 			}
 			continue
 		}
-		if !e.polls {
+		// All are asked again when one is lost that has not answered: it may have
+		// told another one before.
+		if !e.polls || slices.ContainsFunc(e.open, func(m channel.UniqueID) bool { return !present[m] }) {
 			e.open, e.polls = slices.Clone(longhouse), len(longhouse) > 0
 		}
-		e.open = slices.DeleteFunc(e.open, func(m channel.UniqueID) bool { return !present[m] })
 		for _, m := range e.open {
 			asks[m] = append(asks[m], word{e.key, asked})
 			most--
