@@ -149,13 +149,17 @@ func (r *Record) Counter() uint64 {
 func (r *Record) Versions() uint64 {
 	sum := uint64(fnvStart.version(r.MaxInactiveVersion).uint(uint64(r.End)))
 	for name, e := range r.Attrs {
-		h := fnvStart.text(name).version(e.Version)
-		if isRuled(e.Value) {
-			h = h.text(string(e.Value))
-		}
-		sum += uint64(h) // in any order
+		sum += versionsOf(name, e) // in any order
 	}
 	return sum
+}
+
+func versionsOf(name string, e Entry) uint64 {
+	h := fnvStart.text(name).version(e.Version)
+	if isRuled(e.Value) {
+		h = h.text(string(e.Value))
+	}
+	return uint64(h)
 }
 
 // Summary describes the record for operators.

@@ -3,15 +3,16 @@ package session
 import (
 	"bytes"
 	"encoding/binary"
+	"iter"
 	"slices"
 	"strings"
 	"time"
 	"unique"
 )
 
-// Replica is a living session in little memory, for those who keep many: about
-// 130 bytes, and 70 for each attribute, over the bytes of the values. It follows
-// the same rules as Record. It is not safe for concurrent use.
+// Replica is a living session in little memory, for those who keep many: 64
+// bytes, and 72 for each attribute, over the bytes of the values. It follows the
+// same rules as Record. It is not safe for concurrent use.
 type Replica struct {
 	created, lastAccess int64
 	maxInactive         time.Duration
@@ -22,6 +23,75 @@ type Replica struct {
 type replicaAttr struct {
 	name string // shared by all replicas
 	Entry
+}
+
+// MakeReplica returns what a living record says. The values are shared.
+func MakeReplica(r *Record) Replica {
+	p := Replica{
+		created: r.Created, lastAccess: r.LastAccess,
+		maxInactive: r.MaxInactive, maxInactiveVersion: r.MaxInactiveVersion,
+	}
+	if len(r.Attrs) > 0 {
+		p.attrs = make([]replicaAttr, 0, len(r.Attrs))
+		for name, e := range r.Attrs {
+			p.Put(name, e)
+		}
+	}
+	return p
+}
+
+// Get returns an attribute; its value is nil if it is not set.
+func (p *Replica) Get(name string) (e Entry, there bool) {
+	i, there := p.find(name)
+	if there {
+		e = p.attrs[i].Entry
+	}
+	return e, there
+}
+
+// Put replaces an attribute, whatever the versions say.
+func (p *Replica) Put(name string, e Entry) {
+	if i, there := p.find(name); there {
+		p.attrs[i].Entry = e
+	} else {
+		p.insert(i, name, e)
+	}
+}
+
+// insert makes room for exactly one attribute more: most sessions have few, and
+// get them once.
+func (p *Replica) insert(i int, name string, e Entry) {
+	if len(p.attrs) == cap(p.attrs) {
+		p.attrs = append(make([]replicaAttr, 0, len(p.attrs)+1+len(p.attrs)/8), p.attrs...)
+	}
+	p.attrs = slices.Insert(p.attrs, i, replicaAttr{unique.Make(name).Value(), e})
+}
+
+// All yields the attributes, deleted ones included, by name.
+func (p *Replica) All() iter.Seq2[string, Entry] {
+	return func(yield func(string, Entry) bool) {
+		for i := range p.attrs {
+			if !yield(p.attrs[i].name, p.attrs[i].Entry) {
+				return
+			}
+		}
+	}
+}
+
+// Len returns the number of attributes, deleted ones included.
+func (p *Replica) Len() int { return len(p.attrs) }
+
+// DropDeleted forgets which attributes were deleted.
+func (p *Replica) DropDeleted() {
+	p.attrs = slices.DeleteFunc(p.attrs, func(a replicaAttr) bool { return a.Deleted })
+}
+
+// Touch notes an access, in milliseconds since 1970.
+func (p *Replica) Touch(at int64) { p.lastAccess = max(p.lastAccess, at) }
+
+// SetMaxInactive replaces the time to live, whatever the versions say.
+func (p *Replica) SetMaxInactive(d time.Duration, v Version) {
+	p.maxInactive, p.maxInactiveVersion = d, v
 }
 
 // Merge takes over what r knows, see [Record.Merge], and returns the number of
@@ -43,7 +113,7 @@ func (p *Replica) MergeEach(r *Record, each func(name string, kept, lost Entry))
 		i, both := p.find(name)
 		if !both {
 			theirs.Value = bytes.Clone(theirs.Value)
-			p.attrs = slices.Insert(p.attrs, i, replicaAttr{unique.Make(name).Value(), theirs})
+			p.insert(i, name, theirs)
 			continue
 		}
 		e, taken, conflict := mergeEntry(p.attrs[i].Entry, theirs)
@@ -70,6 +140,10 @@ func (p *Replica) find(name string) (int, bool) {
 		return strings.Compare(a.name, n)
 	})
 }
+
+// Created is when the session was made, in milliseconds since 1970; 0 is
+// unknown.
+func (p *Replica) Created() int64 { return p.created }
 
 // Whole reports whether the replica is a whole session and not only changes of
 // one.
@@ -116,6 +190,24 @@ func (p *Replica) AppendTo(dst []byte, key Key) []byte {
 		dst = appendEntry(dst, p.attrs[i].name, p.attrs[i].Entry)
 	}
 	return dst
+}
+
+// Counter returns the same as [Record.Counter].
+func (p *Replica) Counter() uint64 {
+	n := p.maxInactiveVersion.Counter
+	for i := range p.attrs {
+		n = max(n, p.attrs[i].Version.Counter)
+	}
+	return n
+}
+
+// Versions returns the same as [Record.Versions].
+func (p *Replica) Versions() uint64 {
+	sum := uint64(fnvStart.version(p.maxInactiveVersion).uint(uint64(Living)))
+	for i := range p.attrs {
+		sum += versionsOf(p.attrs[i].name, p.attrs[i].Entry)
+	}
+	return sum
 }
 
 // digestAccess is how exactly a digest tells access times apart, in
