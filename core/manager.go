@@ -108,6 +108,9 @@ type ManagerStatus struct {
 	// how long the last one took.
 	Received int           `json:"received"`
 	Transfer time.Duration `json:"transferNanos"`
-	// Conflicts counts attributes that two nodes had changed independently.
-	Conflicts int64 `json:"conflicts"`
+	// Conflicts counts the attributes that two nodes had changed independently
+	// (session.Past), as far as the manager met them, and LatestConflicts are up
+	// to 100 of them, the latest first.
+	Conflicts       int64              `json:"conflicts"`
+	LatestConflicts []session.Conflict `json:"latestConflicts,omitempty"`
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/longhouse-go/longhouse/core/admin"
 	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/core/session"
-	"github.com/longhouse-go/longhouse/core/table"
 )
 
 // SessionReport is what /v1/sessions answers.
@@ -30,10 +29,11 @@ type TableReport struct {
 	// Sessions are some of them, as far as asked for.
 	Sessions []session.Summary `json:"sessions"`
 	// Conflicts are the latest attributes that two nodes changed without seeing
-	// each other's change, as far as this node held the session; Disputed is
-	// how many there were in all.
-	Disputed  int64            `json:"disputed"`
-	Conflicts []table.Conflict `json:"conflicts"`
+	// each other's change, as far as this node's table or manager met them: after
+	// a split at least one node of the group lists each. Disputed is how many the
+	// table met, those that the manager met are counted in Status.
+	Disputed  int64              `json:"disputed"`
+	Conflicts []session.Conflict `json:"conflicts"`
 }
 
 // StackReport is what /v1/stack answers.
@@ -134,6 +134,8 @@ func (n *Node) sessionReport(limit int) SessionReport {
 			if t.Status, err = s.manager.Status(ctx); err != nil {
 				t.Status.State = err.Error()
 			}
+			t.Conflicts = session.JoinConflicts(limit, t.Conflicts, t.Status.LatestConflicts)
+			t.Status.LatestConflicts = nil // told above
 			if limit > 0 {
 				t.Sessions, _ = s.manager.Keys(ctx, limit) // the state says why there are none
 			}

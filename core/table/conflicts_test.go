@@ -7,6 +7,9 @@ import (
 	"github.com/longhouse-go/longhouse/core/session"
 )
 
+// listed is how many conflicts are listed at most.
+const listed = 1000
+
 // Conflicts are listed, the latest first, with what is kept and what is lost,
 // and the list is bounded.
 func TestConflictsAreListed(t *testing.T) {
@@ -15,7 +18,7 @@ func TestConflictsAreListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range maxConflicts + 5 {
+	for range listed + 5 {
 		if err := h.Set("a", "ours"); err != nil {
 			t.Fatal(err)
 		}
@@ -23,11 +26,11 @@ func TestConflictsAreListed(t *testing.T) {
 		e.Value, e.Version.Node = []byte{1}, 0xabc
 		tab.Update(session.AppendBatch(nil, &session.Record{Key: h.Key(), Attrs: map[string]session.Entry{"a": e}}))
 	}
-	list := tab.Conflicts(2 * maxConflicts)
-	if len(list) != maxConflicts || tab.Status().Conflicts != maxConflicts+5 {
+	list := tab.Conflicts(2 * listed)
+	if len(list) != listed || tab.Status().Conflicts != listed+5 {
 		t.Fatalf("%d listed, %d counted", len(list), tab.Status().Conflicts)
 	}
-	want := Change{uint64(maxConflicts + 6), "0000000000000abc"}
+	want := session.Change{Counter: uint64(listed + 6), Node: "0000000000000abc"}
 	if c := list[0]; c.Kept != want || c.Lost.Node != "0000000000000001" || c.Attribute != "a" || c.ID != session.Prefix(h.Key().ID) || c.Time.IsZero() {
 		t.Errorf("%+v", c)
 	}

@@ -205,7 +205,7 @@ func (s *live) merge(r *session.Record, now int64) (moved bool) {
 	c := r.Clone()
 	c.LastAccess = s.t.notAhead(c.LastAccess, now)
 	conflicts := s.rec.MergeEach(c, func(name string, kept, lost session.Entry) {
-		s.t.disputes.add(dispute{s.key, name, kept.Version, lost.Version, now})
+		s.t.disputes.Add(s.key, name, kept, lost, now)
 	})
 	s.t.m.conflicts.Add(int64(conflicts))
 	if s.rec.Attrs == nil {

@@ -99,7 +99,7 @@ type Table struct {
 	shards   [shardCount]shard
 	flushers [3]*flusher // by level
 	wheel    wheel
-	disputes disputes
+	disputes session.Conflicts
 
 	// watches is nil when nobody listens. telling is held for reading while
 	// somebody is told, so that a cancelled watch is told nothing.
@@ -670,6 +670,10 @@ func (t *Table) Flush(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Conflicts lists up to limit of the latest conflicts that this node saw in
+// sessions of its table, the latest first. Status counts all of them.
+func (t *Table) Conflicts(limit int) []session.Conflict { return t.disputes.List(limit) }
 
 // Status describes the table for operators.
 type Status struct {

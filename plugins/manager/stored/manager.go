@@ -40,22 +40,24 @@ type Manager struct {
 	pending int      // entries that have a change that is not stored
 	bytes   int64
 	merged  int64 // attributes that two nodes had changed independently
-	members []channel.Member
-	notice  notices
-	telling bool // a notice is being sent
-	loading map[session.Key]*flight
-	aside   map[channel.UniqueID]bool // members that did not answer
-	down    outage
-	calls   int       // calls of the store that run now
-	quiet   time.Time // if calls > 0: since when none of them was answered
-	met     bool      // the store has answered once
-	started bool
-	closed  bool
-	refresh bool     // a refresh is running
-	again   bool     // and is to be repeated
-	lost    bool     // the host is to give its sessions again
-	resyncs bool     // a goroutine sees to that
-	orphans []*entry // those that wait for it
+	// disputes are the latest of them.
+	disputes session.Conflicts
+	members  []channel.Member
+	notice   notices
+	telling  bool // a notice is being sent
+	loading  map[session.Key]*flight
+	aside    map[channel.UniqueID]bool // members that did not answer
+	down     outage
+	calls    int       // calls of the store that run now
+	quiet    time.Time // if calls > 0: since when none of them was answered
+	met      bool      // the store has answered once
+	started  bool
+	closed   bool
+	refresh  bool     // a refresh is running
+	again    bool     // and is to be repeated
+	lost     bool     // the host is to give its sessions again
+	resyncs  bool     // a goroutine sees to that
+	orphans  []*entry // those that wait for it
 }
 
 // flight is a session that is being read from the store.
@@ -310,7 +312,7 @@ func (m *Manager) take(ctx context.Context, r *session.Record, call *commit) err
 	e.held = r.End == session.Living
 	switch {
 	case e.change != nil:
-		m.merged += int64(e.change.Merge(r))
+		m.note(e.change, r)
 	default:
 		e.change = r
 		if e.writing == nil {
@@ -511,6 +513,28 @@ func (m *Manager) learn(e *entry, r *session.Record, version core.StoreVersion) 
 	}
 }
 
+// listedConflicts bounds the conflicts that Status lists.
+const listedConflicts = 100
+
+// conflict is what session.Record.MergeEach tells.
+type conflict struct {
+	attribute  string
+	kept, lost session.Entry
+}
+
+// dispute counts and lists a conflict; mu is held.
+func (m *Manager) dispute(key session.Key, c conflict) {
+	m.merged++
+	m.disputes.Add(key, c.attribute, c.kept, c.lost, m.now().UnixMilli())
+}
+
+// note merges other into r, a change of the same session; mu is held.
+func (m *Manager) note(r, other *session.Record) {
+	r.MergeEach(other, func(name string, kept, lost session.Entry) {
+		m.dispute(r.Key, conflict{name, kept, lost})
+	})
+}
+
 // forget removes an entry; mu is held.
 func (m *Manager) forget(e *entry) {
 	if e.rep != nil {
@@ -611,7 +635,10 @@ func (m *Manager) Status(context.Context) (core.ManagerStatus, error) {
 	defer m.mu.Unlock()
 	// A node that has never reached the store cannot know whose sessions it
 	// would refuse.
-	st := core.ManagerStatus{Ready: m.met, Sessions: len(m.live), Bytes: m.bytes, Conflicts: m.merged}
+	st := core.ManagerStatus{
+		Ready: m.met, Sessions: len(m.live), Bytes: m.bytes, Conflicts: m.merged,
+		LatestConflicts: m.disputes.List(listedConflicts),
+	}
 	switch {
 	case !m.down.since.IsZero():
 		st.State = fmt.Sprintf("the store has failed since %s (%v); %d sessions wait to be stored",

@@ -269,7 +269,7 @@ var errUnsettled = errors.New("stored: the stored session is never the one that 
 // hold makes what could not be written a waiting change again; mu is held.
 func (m *Manager) hold(e *entry, calls []*commit) {
 	if e.change != nil {
-		m.merged += int64(e.writing.Merge(e.change))
+		m.note(e.writing, e.change)
 	}
 	e.change, e.writing = e.writing, nil
 	e.waiting = append(e.waiting, calls...)
@@ -298,7 +298,10 @@ func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
 	version, had := e.version, e.rep != nil && !e.refused
 	change := e.writing
 	m.mu.Unlock()
-	conflicts := base.Merge(change.Share())
+	var met []conflict
+	base.MergeEach(change.Share(), func(name string, kept, lost session.Entry) {
+		met = append(met, conflict{name, kept, lost})
+	})
 	if base.Created == 0 && base.End == session.Living {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -344,7 +347,9 @@ func (m *Manager) attempt(e *entry, calls []*commit, foreign bool) error {
 	}
 	m.mu.Lock()
 	m.works(true)
-	m.merged += int64(conflicts)
+	for _, c := range met {
+		m.dispute(e.key, c)
+	}
 	m.happened(e.key)
 	m.learn(e, base, version)
 	e.refused, e.turns = false, 0

@@ -387,7 +387,7 @@ func (m *Manager) Status(context.Context) (core.ManagerStatus, error) {
 	st.Tombstones = int(m.store.tombstones.Load())
 	st.Bytes = m.store.bytes.Load()
 	st.Received = int(m.received.Load())
-	st.Conflicts = m.store.conflicts.Load()
+	st.Conflicts, st.LatestConflicts = m.store.conflicts.Load(), m.store.disputes.List(listedConflicts)
 	return st, nil
 }
 

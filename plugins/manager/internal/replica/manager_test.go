@@ -347,6 +347,9 @@ func TestSplit(t *testing.T) {
 		if c := left.status().Conflicts; c < 30 {
 			t.Error(c, "conflicts counted")
 		}
+		if l := left.status().LatestConflicts; len(l) < 30 || l[0].Attribute != "both" || len(l[0].ID) > 12 {
+			t.Errorf("%d conflicts listed: %+v", len(l), l)
+		}
 	})
 	if d := time.Since(began); d > 5*time.Second {
 		t.Error("took", d)

@@ -26,6 +26,8 @@ const (
 	// foreverTTL is how long the tombstone of a session without a time to live
 	// is kept.
 	foreverTTL = 24 * time.Hour
+	// listedConflicts bounds the conflicts that Status lists.
+	listedConflicts = 100
 	// maxClockSkew is how far ahead of our clock an access time may be.
 	maxClockSkew = time.Minute
 )
@@ -41,6 +43,7 @@ type store struct {
 	tombstones atomic.Int64
 	bytes      atomic.Int64
 	conflicts  atomic.Int64
+	disputes   session.Conflicts
 	expired    atomic.Int64
 	early      atomic.Int64 // tombstones forgotten because there were too many
 	refused    atomic.Int64 // sessions refused because there are too many
@@ -136,7 +139,9 @@ func (s *store) merge(sh *shard, r *session.Record, local bool, now int64) (e ef
 		cut.LastAccess = now
 		r = &cut
 	}
-	s.conflicts.Add(int64(p.Merge(r)))
+	s.conflicts.Add(int64(p.MergeEach(r, func(name string, kept, lost session.Entry) {
+		s.disputes.Add(r.Key, name, kept, lost, now)
+	})))
 	s.bytes.Add(int64(p.Size()) - int64(p.size))
 	p.size = int32(p.Size())
 	if local {

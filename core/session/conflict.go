@@ -1,20 +1,20 @@
-package table
+package session
 
 import (
 	"slices"
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/longhouse-go/longhouse/core/session"
 )
 
 // maxConflicts bounds the conflicts that are listed; the oldest are forgotten.
 const maxConflicts = 1000
 
 // Conflict is one attribute that two nodes changed without seeing each other's
-// change: one of the changes is lost. It shows no more than a prefix of the id.
+// change (see [Past]): one of the changes is lost. It shows no more than a prefix
+// of the session's id.
 type Conflict struct {
+	// Time is when a node noticed.
 	Time      time.Time `json:"time"`
 	Context   string    `json:"context"`
 	ID        string    `json:"id"`
@@ -32,26 +32,30 @@ type Change struct {
 	Node    string `json:"node"`
 }
 
-func changeOf(v session.Version) Change {
+func changeOf(v Version) Change {
 	digits := strconv.FormatUint(v.Node, 16)
 	return Change{v.Counter, "0000000000000000"[len(digits):] + digits}
 }
 
-// disputes are the latest conflicts. Its lock is the innermost.
-type disputes struct {
-	mu   sync.Mutex
-	list []dispute // a ring once it is full
+// Conflicts are the latest conflicts that one place has met. Its methods may be
+// called concurrently.
+type Conflicts struct {
+	mu   sync.Mutex // the innermost
+	list []dispute  // a ring once it is full
 	next int
 }
 
 type dispute struct {
-	key        session.Key
+	key        Key
 	attribute  string
-	kept, lost session.Version
+	kept, lost Version
 	at         int64
 }
 
-func (d *disputes) add(c dispute) {
+// Add notes a conflict that [Record.MergeEach] has told, at that time in
+// milliseconds since 1970.
+func (d *Conflicts) Add(key Key, attribute string, kept, lost Entry, at int64) {
+	c := dispute{key, attribute, kept.Version, lost.Version, at}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.list) < maxConflicts {
@@ -62,10 +66,8 @@ func (d *disputes) add(c dispute) {
 	d.next = (d.next + 1) % maxConflicts
 }
 
-// Conflicts lists up to limit of the latest conflicts that this node saw in
-// sessions of its table, the latest first. Status counts all of them.
-func (t *Table) Conflicts(limit int) []Conflict {
-	d := &t.disputes
+// List returns up to limit of the latest conflicts, the latest first.
+func (d *Conflicts) List(limit int) []Conflict {
 	d.mu.Lock()
 	list := append(slices.Clone(d.list[d.next:]), d.list[:d.next]...)
 	d.mu.Unlock()
@@ -75,9 +77,25 @@ func (t *Table) Conflicts(limit int) []Conflict {
 			break
 		}
 		out = append(out, Conflict{
-			Time: time.UnixMilli(c.at), Context: c.key.Context, ID: session.Prefix(c.key.ID), Attribute: c.attribute,
+			Time: time.UnixMilli(c.at), Context: c.key.Context, ID: Prefix(c.key.ID), Attribute: c.attribute,
 			Kept: changeOf(c.kept), Lost: changeOf(c.lost),
 		})
 	}
 	return out
+}
+
+// JoinConflicts returns up to limit of what several places have met, the latest
+// first, and each conflict once, with the time at which it was first noticed.
+func JoinConflicts(limit int, lists ...[]Conflict) []Conflict {
+	all := slices.Concat(lists...)
+	slices.SortStableFunc(all, func(a, b Conflict) int { return a.Time.Compare(b.Time) })
+	met := map[Conflict]bool{}
+	all = slices.DeleteFunc(all, func(c Conflict) bool {
+		c.Time = time.Time{}
+		twice := met[c]
+		met[c] = true
+		return twice
+	})
+	slices.Reverse(all)
+	return all[:min(len(all), max(limit, 0))]
 }
