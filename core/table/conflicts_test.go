@@ -22,7 +22,7 @@ func TestConflictsAreListed(t *testing.T) {
 		if err := h.Set("a", "ours"); err != nil {
 			t.Fatal(err)
 		}
-		e := h.(*handle).s.rec.Attrs["a"]
+		e, _ := h.(*handle).s.rec.Get("a")
 		e.Value, e.Version.Node = []byte{1}, 0xabc
 		tab.Update(session.AppendBatch(nil, &session.Record{Key: h.Key(), Attrs: map[string]session.Entry{"a": e}}))
 	}

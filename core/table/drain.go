@@ -76,7 +76,7 @@ func (t *Table) Content(k session.Key) (uint64, bool) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.key != k || s.dropped || s.rec.End != session.Living {
+	if s.key != k || s.dropped || !s.living() {
 		return 0, false
 	}
 	return s.rec.Content(), true
@@ -87,7 +87,7 @@ func (t *Table) Keys() []session.Key {
 	keys := make([]session.Key, 0, t.Len())
 	t.all(func(s *live) bool {
 		s.mu.Lock()
-		if s.rec.End == session.Living && !s.dropped {
+		if s.living() && !s.dropped {
 			keys = append(keys, s.key)
 		}
 		s.mu.Unlock()

@@ -62,10 +62,10 @@ func (w *wheel) pop(second int64) (out map[int64][]check) {
 // something. s.mu is held.
 func (s *live) schedule(now int64) {
 	at := s.expiry()
-	if s.rec.End != session.Living {
+	if !s.living() {
 		at = s.keep
 	} else if s.t.cfg.Manager != nil && s.t.cfg.IdleRelease > 0 {
-		release := max(s.rec.LastAccess+s.t.cfg.IdleRelease.Milliseconds(), s.keep)
+		release := max(s.rec.LastAccess()+s.t.cfg.IdleRelease.Milliseconds(), s.keep)
 		if at == 0 || release < at {
 			at = release
 		}
@@ -141,13 +141,13 @@ func (s *live) look(second, now int64) (verdict int) {
 	switch {
 	case s.removable():
 		return lookRemove
-	case s.rec.End != session.Living:
+	case !s.living():
 		if s.idle(now) && s.clean() {
 			verdict = lookRelease
 		}
 	case s.users > 0:
 		// Long requests keep their session alive.
-		s.rec.LastAccess = now
+		s.rec.Touch(now)
 		s.touch(now)
 	case s.due(now):
 		s.finish(session.Expired, now)
@@ -175,8 +175,8 @@ func (s *live) idle(now int64) bool {
 	if c.Manager == nil || now < s.keep {
 		return false
 	}
-	return s.rec.End != session.Living ||
-		c.IdleRelease > 0 && s.users == 0 && now-s.rec.LastAccess >= c.IdleRelease.Milliseconds()
+	return !s.living() ||
+		c.IdleRelease > 0 && s.users == 0 && now-s.rec.LastAccess() >= c.IdleRelease.Milliseconds()
 }
 
 // forgetRenewal forgets where an old id leads, when its grace is over and its
@@ -274,7 +274,7 @@ func (t *Table) leave(s *live, key session.Key, taken bool) {
 	}
 	s.dropped = true
 	delete(sh.live, key)
-	if s.rec.End == session.Living {
+	if s.living() {
 		t.count.Add(-1)
 		t.m.released.Inc()
 	} else {

@@ -47,7 +47,7 @@ func (h *handle) IsNew() bool { return h.fresh }
 func (h *handle) Valid() bool {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
-	return h.s.rec.End == session.Living
+	return h.s.living()
 }
 
 // Dirty implements core.Handle.
@@ -61,10 +61,11 @@ func (h *handle) Dirty() bool {
 func (h *handle) entry(name string) (session.Entry, error) {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
-	if h.s.rec.End != session.Living {
+	if !h.s.living() {
 		return session.Entry{}, session.ErrInvalid
 	}
-	return h.s.rec.Attrs[name], nil
+	e, _ := h.s.rec.Get(name)
+	return e, nil
 }
 
 // Get implements session.Session.
@@ -107,11 +108,11 @@ func (h *handle) put(name string, e session.Entry) error {
 }
 
 func (h *handle) putLocked(name string, e session.Entry) error {
-	if h.s.rec.End != session.Living {
+	if !h.s.living() {
 		return session.ErrInvalid
 	}
 	if e.Deleted {
-		if old, there := h.s.rec.Attrs[name]; !there || old.Deleted {
+		if old, there := h.s.rec.Get(name); !there || old.Deleted {
 			return nil
 		}
 	}
@@ -167,8 +168,8 @@ func (h *handle) update(name string, change func(old session.Entry) ([]byte, err
 		}
 		h.s.mu.Lock()
 		// What was joined by a rule may have the version of one of its parts.
-		now := h.s.rec.Attrs[name]
-		if (now.Version != old.Version || !bytes.Equal(now.Value, old.Value)) && h.s.rec.End == session.Living {
+		now, _ := h.s.rec.Get(name)
+		if (now.Version != old.Version || !bytes.Equal(now.Value, old.Value)) && h.s.living() {
 			h.s.mu.Unlock()
 			continue // Set, or another node, was faster
 		}
@@ -181,8 +182,8 @@ func (h *handle) update(name string, change func(old session.Entry) ([]byte, err
 // Names implements session.Session.
 func (h *handle) Names() []string {
 	h.s.mu.Lock()
-	names := make([]string, 0, len(h.s.rec.Attrs))
-	for name, e := range h.s.rec.Attrs {
+	names := make([]string, 0, h.s.rec.Len())
+	for name, e := range h.s.rec.All() {
 		if !e.Deleted {
 			names = append(names, name)
 		}
@@ -196,7 +197,7 @@ func (h *handle) Names() []string {
 func (h *handle) Created() time.Time {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
-	return time.UnixMilli(h.s.rec.Created)
+	return time.UnixMilli(h.s.rec.Created())
 }
 
 // LastAccess implements session.Session.
@@ -206,7 +207,7 @@ func (h *handle) LastAccess() time.Time { return time.UnixMilli(h.prev) }
 func (h *handle) MaxInactive() time.Duration {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
-	return h.s.rec.MaxInactive
+	return h.s.rec.MaxInactive()
 }
 
 // SetMaxInactive implements session.Session.
@@ -214,14 +215,15 @@ func (h *handle) SetMaxInactive(d time.Duration) error {
 	s := h.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.rec.End != session.Living {
+	if !s.living() {
 		return session.ErrInvalid
 	}
-	s.rec.MaxInactive, s.rec.MaxInactiveVersion = max(d, 0), s.next()
+	d, v := max(d, 0), s.next()
+	s.rec.SetMaxInactive(d, v)
 	s.seq++
 	if h.t.cfg.Manager != nil {
 		p := s.delta()
-		p.MaxInactive, p.MaxInactiveVersion = s.rec.MaxInactive, s.rec.MaxInactiveVersion
+		p.MaxInactive, p.MaxInactiveVersion = d, v
 		h.own = s.seq
 	}
 	s.schedule(time.Now().UnixMilli())
@@ -234,7 +236,7 @@ func (h *handle) Invalidate() error {
 	s.room()
 	now := time.Now().UnixMilli()
 	s.mu.Lock()
-	if s.rec.End != session.Living {
+	if !s.living() {
 		s.mu.Unlock()
 		return session.ErrInvalid
 	}
@@ -265,7 +267,7 @@ func (h *handle) Renew() error {
 	to.mu.Unlock()
 
 	s.mu.Lock()
-	living := s.rec.End == session.Living && s.key == old
+	living := s.living() && s.key == old
 	if living {
 		h.renew(fresh, now)
 	}
@@ -289,19 +291,13 @@ func (h *handle) renew(fresh session.Key, now int64) {
 	s := h.s
 	end := &session.Record{Key: s.key, End: session.Renewed, EndTime: now, RenewedTo: fresh.ID}
 	h.t.tellRenewed(s.key, fresh, true)
-	s.key, s.rec.Key = fresh, fresh
-	attrs := make(map[string]session.Entry, len(s.rec.Attrs))
-	for name, e := range s.rec.Attrs {
-		if !e.Deleted { // nobody knows the new id: no need to say what is not there
-			attrs[name] = e
-		}
-	}
-	s.rec.Attrs = attrs
+	s.key = fresh
+	s.rec.DropDeleted() // nobody knows the new id: no need to say what is not there
 	s.size = s.rec.Size()
 	s.seq++
 	if h.t.cfg.Manager != nil {
 		s.extra = append(s.extra, end)
-		s.pending = s.rec.Share()
+		s.pending = s.rec.Record(s.key)
 		h.own = s.seq
 	}
 }
@@ -363,8 +359,8 @@ func (h *handle) Release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.users--
-	if s.rec.End == session.Living {
-		s.rec.LastAccess = max(s.rec.LastAccess, now)
+	if s.living() {
+		s.rec.Touch(now)
 		s.touch(now)
 	}
 	if s.dirty() {

@@ -97,12 +97,12 @@ func (s *live) tellAttribute(name string, old, now session.Entry) {
 	s.t.tell(core.SessionEvent{Kind: kind, Key: s.key, Local: true, Name: name, Value: now.Value, Old: old.Value, Version: now.Version})
 }
 
-// tellEnd tells that the session has ended; attrs are what it had.
-func (s *live) tellEnd(kind session.EndKind, attrs map[string]session.Entry, local bool) {
+// tellEnd tells that the session is ending. Its attributes are still there.
+func (s *live) tellEnd(kind session.EndKind, local bool) {
 	if s.t.watches.Load() == nil {
 		return
 	}
-	s.t.tell(core.SessionEvent{Kind: core.SessionDestroyed, Key: s.key, Reason: kind, Local: local, Attrs: attrs})
+	s.t.tell(core.SessionEvent{Kind: core.SessionDestroyed, Key: s.key, Reason: kind, Local: local, Attrs: maps.Collect(s.rec.All())})
 }
 
 // tellRenewed tells that the session of the key old has another now.

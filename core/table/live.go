@@ -17,7 +17,8 @@ type live struct {
 	mu    sync.Mutex
 	key   session.Key
 	route string
-	rec   session.Record // the whole session, or its tombstone
+	rec   session.Replica // the whole session; empty when it has ended
+	end   *session.Record // its tombstone; nil while it lives
 	// pending is what no batch has taken yet, or nil; extra are records of other
 	// keys that go with it: tombstones of ids before a Renew.
 	pending *session.Record
@@ -62,21 +63,21 @@ func (s *live) acquire() (h *handle, leaving *flight) {
 	if s.dropped {
 		return nil, landed
 	}
-	if s.leaving != nil && s.rec.End == session.Living {
+	if s.leaving != nil && s.living() {
 		return nil, s.leaving
 	}
-	if s.rec.End == session.Living && s.due(now) {
+	if s.living() && s.due(now) {
 		s.finish(session.Expired, now)
 		s.t.m.expired.Inc()
 		s.t.flushers[core.Async].enqueue(s)
 		s.schedule(now)
 	}
-	if s.rec.End != session.Living {
+	if !s.living() {
 		return nil, nil
 	}
-	h = &handle{t: s.t, s: s, prev: s.rec.LastAccess}
+	h = &handle{t: s.t, s: s, prev: s.rec.LastAccess()}
 	s.users++
-	s.rec.LastAccess = max(s.rec.LastAccess, now)
+	s.rec.Touch(now)
 	s.foreign = false
 	return h, nil
 }
@@ -84,14 +85,14 @@ func (s *live) acquire() (h *handle, leaving *flight) {
 // expiry is when the session expires, in milliseconds; 0 is never. The last
 // access on another node may be later than we know.
 func (s *live) expiry() int64 {
-	if s.rec.MaxInactive <= 0 {
+	if s.rec.MaxInactive() <= 0 {
 		return 0
 	}
-	life := s.rec.MaxInactive
+	life := s.rec.MaxInactive()
 	if s.foreign {
 		life += 2 * s.touchInterval()
 	}
-	return s.rec.LastAccess + max(life.Milliseconds(), 1)
+	return s.rec.LastAccess() + max(life.Milliseconds(), 1)
 }
 
 // due reports whether the session's time is over.
@@ -102,8 +103,8 @@ func (s *live) due(now int64) bool {
 
 // touchInterval is how much the access time that other nodes know may lag.
 func (s *live) touchInterval() time.Duration {
-	if s.rec.MaxInactive > 0 {
-		return min(s.rec.MaxInactive/4, s.t.cfg.TouchInterval)
+	if s.rec.MaxInactive() > 0 {
+		return min(s.rec.MaxInactive()/4, s.t.cfg.TouchInterval)
 	}
 	return s.t.cfg.TouchInterval
 }
@@ -114,9 +115,12 @@ func (s *live) dirty() bool { return s.pending != nil || len(s.extra) > 0 }
 // clean reports whether the manager has everything.
 func (s *live) clean() bool { return !s.dirty() && len(s.inflight) == 0 }
 
+// living reports whether the session has not ended.
+func (s *live) living() bool { return s.end == nil }
+
 // removable reports whether the session has ended and there is no manager that
 // would have to know.
-func (s *live) removable() bool { return s.rec.End != session.Living && s.t.cfg.Manager == nil }
+func (s *live) removable() bool { return !s.living() && s.t.cfg.Manager == nil }
 
 // over notes that the session, living until now, has ended.
 func (s *live) over(now int64) {
@@ -144,18 +148,18 @@ func (s *live) next() session.Version {
 
 // put stores an attribute, and collects the change.
 func (s *live) put(name string, e session.Entry) error {
-	old, there := s.rec.Attrs[name]
+	old, there := s.rec.Get(name)
 	size := s.size + len(e.Value) - len(old.Value)
 	if !there {
 		size += len(name)
 	}
-	if !e.Deleted && size > s.t.cfg.MaxSize || !there && len(s.rec.Attrs) >= session.MaxAttrs {
+	if !e.Deleted && size > s.t.cfg.MaxSize || !there && s.rec.Len() >= session.MaxAttrs {
 		s.t.m.tooLarge.Inc()
 		return session.ErrTooLarge
 	}
 	e.Version = s.next()
 	e = e.On(old)
-	s.rec.Attrs[name] = e
+	s.rec.Put(name, e)
 	s.tellAttribute(name, old, e)
 	s.size = size
 	s.seq++
@@ -177,14 +181,15 @@ func (s *live) put(name string, e session.Entry) error {
 
 // finish ends the session, and collects the tombstone.
 func (s *live) finish(kind session.EndKind, now int64) {
-	s.tellEnd(kind, s.rec.Attrs, true)
-	s.rec = session.Record{Key: s.key, End: kind, EndTime: now}
+	s.tellEnd(kind, true)
+	end := session.Record{Key: s.key, End: kind, EndTime: now}
+	s.rec, s.end = session.Replica{}, &end
 	s.size = 0
 	s.seq++
 	s.pending = nil
 	if s.t.cfg.Manager != nil {
-		end := s.rec
-		s.pending = &end
+		same := end
+		s.pending = &same
 	}
 	s.over(now)
 }
@@ -198,22 +203,19 @@ func (s *live) merge(r *session.Record, now int64) (moved bool) {
 	if r.End != session.Living {
 		return s.mergeEnd(r, now)
 	}
-	if s.rec.End != session.Living {
+	if !s.living() {
 		return false
 	}
-	before := s.rec.LastAccess
-	c := r.Clone()
+	before := s.rec.LastAccess()
+	c := *r
 	c.LastAccess = s.t.notAhead(c.LastAccess, now)
-	conflicts := s.rec.MergeEach(c, func(name string, kept, lost session.Entry) {
+	conflicts := s.rec.MergeEach(&c, func(name string, kept, lost session.Entry) {
 		s.t.disputes.Add(s.key, name, kept, lost, now)
 	})
 	s.t.m.conflicts.Add(int64(conflicts))
-	if s.rec.Attrs == nil {
-		s.rec.Attrs = map[string]session.Entry{}
-	}
-	if s.rec.LastAccess > before {
+	if s.rec.LastAccess() > before {
 		s.foreign = s.users == 0
-		s.shared = s.rec.LastAccess
+		s.shared = s.rec.LastAccess()
 	}
 	s.counter = max(s.counter, c.Counter())
 	s.size = s.rec.Size()
@@ -222,17 +224,20 @@ func (s *live) merge(r *session.Record, now int64) (moved bool) {
 }
 
 func (s *live) mergeEnd(r *session.Record, now int64) (moved bool) {
-	if s.rec.End != session.Living {
-		s.rec.Merge(r)
+	if !s.living() {
+		s.end.Merge(r)
 		return false
 	}
-	changes, attrs := s.pending, s.rec.Attrs
-	s.rec = r.Tombstone()
-	s.rec.Key = s.key
+	moved = r.End == session.Renewed && r.RenewedTo != ""
+	if !moved {
+		s.tellEnd(r.End, false)
+	}
+	changes, end := s.pending, r.Tombstone()
+	end.Key = s.key
+	s.rec, s.end = session.Replica{}, &end
 	s.size, s.pending = 0, nil
 	s.over(now)
-	if r.End != session.Renewed || r.RenewedTo == "" {
-		s.tellEnd(r.End, attrs, false)
+	if !moved {
 		return false
 	}
 	s.t.tellRenewed(s.key, session.Key{Context: s.key.Context, ID: r.RenewedTo}, false)
@@ -247,7 +252,7 @@ func (s *live) mergeEnd(r *session.Record, now int64) (moved bool) {
 
 // commitAgain adds a change of another node to the pending one.
 func (s *live) commitAgain(r *session.Record) {
-	if s.dropped || s.t.cfg.Manager == nil || s.rec.End != session.Living && r.End == session.Living {
+	if s.dropped || s.t.cfg.Manager == nil || !s.living() && r.End == session.Living {
 		return
 	}
 	s.delta().Merge(r)
@@ -259,7 +264,12 @@ func (s *live) commitWhole() {
 	if s.dropped || s.t.cfg.Manager == nil {
 		return
 	}
-	s.pending = s.rec.Share()
+	if !s.living() {
+		end := *s.end
+		s.pending = &end
+		return
+	}
+	s.pending = s.rec.Record(s.key)
 }
 
 // take hands the pending change to a batch; main is nil if there is none.
@@ -270,7 +280,7 @@ func (s *live) take(b *batch) (main *session.Record, extra []*session.Record) {
 	}
 	s.pending, s.extra = nil, nil
 	if main != nil && main.End == session.Living {
-		main.LastAccess = s.rec.LastAccess
+		main.LastAccess = s.rec.LastAccess()
 		s.shared = max(s.shared, main.LastAccess)
 	}
 	if b.level < core.Synced {
@@ -287,7 +297,7 @@ func (s *live) giveBack(main *session.Record, extra []*session.Record) {
 	case main == nil, main.Key != s.key:
 		// Nothing, or changes before a Renew: the record under the new id,
 		// which is pending or committed, has them.
-	case main.End == session.Living && s.rec.End != session.Living:
+	case main.End == session.Living && !s.living():
 		// The tombstone is pending or committed, or came from elsewhere.
 	case s.pending == nil:
 		s.pending = main

@@ -20,6 +20,9 @@ const (
 func (h *handle) State() core.SessionState {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
+	if !h.s.living() {
+		return core.SessionState{Versions: h.s.end.Versions()}
+	}
 	return core.SessionState{Counter: h.s.rec.Counter(), Versions: h.s.rec.Versions()}
 }
 

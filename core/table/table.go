@@ -278,13 +278,14 @@ func (t *Table) Create(_ context.Context, contextName string, o session.NewOptio
 		t: t, key: session.Key{Context: contextName, ID: session.NewID()},
 		route: cmp.Or(o.Route, t.cfg.Route), users: 1, counter: 1, seq: 1,
 	}
-	s.rec = session.Record{
-		Key: s.key, Created: now, LastAccess: now, Attrs: map[string]session.Entry{},
+	first := &session.Record{
+		Key: s.key, Created: now, LastAccess: now,
 		MaxInactive: max(o.MaxInactive, 0), MaxInactiveVersion: session.Version{Counter: 1, Node: t.node.Load()},
 	}
+	s.rec = session.MakeReplica(first)
 	h := &handle{t: t, s: s, prev: now, fresh: true}
 	if t.cfg.Manager != nil {
-		s.pending, h.own = s.rec.Share(), s.seq
+		s.pending, h.own = first, s.seq
 	}
 	sh := t.shard(s.key)
 	sh.mu.Lock()
@@ -444,11 +445,8 @@ func (t *Table) adopt(sh *shard, key session.Key, rec *session.Record) (s *live,
 		return nil, false, err
 	}
 	rec.LastAccess = t.notAhead(rec.LastAccess, now)
-	s = &live{t: t, key: key, rec: *rec, route: t.cfg.Route, foreign: true, shared: rec.LastAccess}
+	s = &live{t: t, key: key, rec: session.MakeReplica(rec), route: t.cfg.Route, foreign: true, shared: rec.LastAccess}
 	s.counter, s.size = rec.Counter(), rec.Size()
-	if s.rec.Attrs == nil {
-		s.rec.Attrs = map[string]session.Entry{}
-	}
 	sh.live[key] = s
 	t.m.loaded.Inc()
 	return s, false, nil
@@ -705,8 +703,8 @@ func (t *Table) List(limit int) []session.Summary {
 	var out []session.Summary
 	t.all(func(s *live) bool {
 		s.mu.Lock()
-		if s.rec.End == session.Living {
-			out = append(out, s.rec.Summary())
+		if s.living() {
+			out = append(out, s.rec.Record(s.key).Summary())
 		}
 		s.mu.Unlock()
 		return true

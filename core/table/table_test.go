@@ -428,7 +428,7 @@ func TestFindLoadsOnce(t *testing.T) {
 			t.Error(h.ID())
 		}
 		ok(t, h.Set("a", "mine"))
-		if e := h.(*handle).s.rec.Attrs["a"]; e.Version != (session.Version{Counter: 6, Node: 7}) {
+		if e, _ := h.(*handle).s.rec.Get("a"); e.Version != (session.Version{Counter: 6, Node: 7}) {
 			t.Error("version", e.Version)
 		}
 		h.Release()
