@@ -6,51 +6,79 @@ import (
 	"time"
 )
 
-// Config is what the managers of this package have in common; their own
-// configurations explain the fields to users.
-type Config struct {
-	StateTransferTimeout time.Duration
-	SettleTime           time.Duration
-	StallTimeout         time.Duration
-	SyncInterval         time.Duration
-	TombstoneTTL         time.Duration
-	ExpireSlack          time.Duration
+// Common is what users can set for every manager of this package.
+type Common struct {
+	// StateTransferTimeout bounds how long a joining node is not ready because
+	// it waits for its share of the sessions: 0 does not wait, negative waits
+	// for ever. What is missing then is fetched in the background.
+	StateTransferTimeout time.Duration `yaml:"state_transfer_timeout"`
+	// SettleTime is how long to wait for a first member before deciding that
+	// there is nobody to ask; about two heartbeats.
+	SettleTime time.Duration `yaml:"settle_time"`
+	// StallTimeout gives up a member that says nothing during an exchange, or
+	// has said nothing since it came: it does not run this manager.
+	StallTimeout time.Duration `yaml:"stall_timeout"`
+	// SyncInterval is how often the node compares the sessions that it shares
+	// with another member, in case a change was lost on the way; 0 is never.
+	SyncInterval time.Duration `yaml:"sync_interval"`
+	// TombstoneTTL is how long at least it is remembered that a session has
+	// ended. Make it longer than the longest split to be survived, for sessions
+	// that live shorter than that.
+	TombstoneTTL time.Duration `yaml:"tombstone_ttl"`
+	// ExpireSlack is how long after its time to live a copy is kept.
+	ExpireSlack time.Duration `yaml:"expire_slack"`
 	// FaultGrace bounds how long anybody waits for a member that does not
-	// answer.
-	FaultGrace    time.Duration
-	FetchTimeout  time.Duration
-	ChunkBytes    int
-	MaxSessions   int
-	MaxTombstones int
-	// DomainOnly leaves out members of other domains.
-	DomainOnly bool
+	// answer. After that it is put aside: nothing is sent to it, and copies are
+	// made elsewhere, until it answers again; then it gets what it has missed.
+	FaultGrace time.Duration `yaml:"fault_grace"`
+	// FetchTimeout bounds asking others for one session while this node joins;
+	// later it is at most FaultGrace.
+	FetchTimeout time.Duration `yaml:"fetch_timeout"`
+	// ChunkBytes is about how large the messages of a transfer are.
+	ChunkBytes int `yaml:"chunk_bytes"`
+	// MaxSessions bounds the sessions that this node keeps, copies included;
+	// more are refused.
+	MaxSessions int `yaml:"max_sessions"`
+	// MaxTombstones bounds the tombstones; the oldest are forgotten early.
+	MaxTombstones int `yaml:"max_tombstones"`
+	// DomainOnly keeps the sessions among the members of this node's own
+	// domain. Otherwise copies go to members of other domains first.
+	DomainOnly bool `yaml:"domain_only"`
+}
 
-	// Copies is on how many nodes beside its owner a session is kept; 0 is on
-	// all of them.
-	Copies int
+// Config is the configuration of a manager.
+type Config struct {
+	Common `yaml:",inline"`
+	// Copies is how many other nodes keep a copy of each session, 1 to 16. If
+	// there are fewer other nodes, each has one. 0 is for a manager with all
+	// sessions on all nodes.
+	Copies int `yaml:"copies"`
 	// RecreateAfter is how long after a change of the group missing copies are
-	// made elsewhere.
-	RecreateAfter time.Duration
-	// NeedStart makes a manager that could not get the state of the others stay
-	// unready.
-	NeedStart bool
+	// made on other nodes, and surplus ones dropped: a node that is back sooner
+	// moves nothing.
+	RecreateAfter time.Duration `yaml:"recreate_after"`
+	// NeedStart keeps a node unready whose state transfer was not complete in
+	// StateTransferTimeout; it goes on trying.
+	NeedStart bool `yaml:"terminate_on_start_failure"`
 }
 
 // Defaults returns the defaults of a manager with all sessions on all nodes.
 func Defaults() Config {
 	return Config{
-		StateTransferTimeout: 60 * time.Second,
-		SettleTime:           time.Second,
-		StallTimeout:         10 * time.Second,
-		SyncInterval:         time.Minute,
-		TombstoneTTL:         5 * time.Minute,
-		ExpireSlack:          time.Minute,
-		FaultGrace:           time.Second,
-		FetchTimeout:         3 * time.Second,
-		ChunkBytes:           1 << 20,
-		MaxSessions:          2_000_000,
-		MaxTombstones:        1_000_000,
-		RecreateAfter:        2 * time.Second,
+		Common: Common{
+			StateTransferTimeout: 60 * time.Second,
+			SettleTime:           time.Second,
+			StallTimeout:         10 * time.Second,
+			SyncInterval:         time.Minute,
+			TombstoneTTL:         5 * time.Minute,
+			ExpireSlack:          time.Minute,
+			FaultGrace:           time.Second,
+			FetchTimeout:         3 * time.Second,
+			ChunkBytes:           1 << 20,
+			MaxSessions:          2_000_000,
+			MaxTombstones:        1_000_000,
+		},
+		RecreateAfter: 2 * time.Second,
 	}
 }
 
@@ -58,8 +86,8 @@ func Defaults() Config {
 // travels.
 const maxCopies = 16
 
-// Validate returns all problems, joined.
-func (c *Config) Validate() error {
+// Validate implements channel.Validator. It returns all problems, joined.
+func (c *Common) Validate() error {
 	var errs []error
 	positive := func(name string, d time.Duration) {
 		if d <= 0 {
@@ -75,7 +103,6 @@ func (c *Config) Validate() error {
 	notNegative("sync_interval", c.SyncInterval)
 	notNegative("tombstone_ttl", c.TombstoneTTL)
 	notNegative("expire_slack", c.ExpireSlack)
-	notNegative("recreate_after", c.RecreateAfter)
 	positive("fault_grace", c.FaultGrace)
 	positive("stall_timeout", c.StallTimeout)
 	positive("fetch_timeout", c.FetchTimeout)
@@ -85,8 +112,17 @@ func (c *Config) Validate() error {
 	if c.MaxSessions < 1 || c.MaxTombstones < 1 {
 		errs = append(errs, fmt.Errorf("max_sessions is %d and max_tombstones %d: both must be at least 1", c.MaxSessions, c.MaxTombstones))
 	}
+	return errors.Join(errs...)
+}
+
+// Validate implements channel.Validator. It returns all problems, joined.
+func (c *Config) Validate() error {
+	errs := []error{c.Common.Validate()}
 	if c.Copies < 0 || c.Copies > maxCopies {
 		errs = append(errs, fmt.Errorf("copies is %d: it must be from 1 to %d", c.Copies, maxCopies))
+	}
+	if c.RecreateAfter < 0 {
+		errs = append(errs, fmt.Errorf("recreate_after is %v: it must not be negative", c.RecreateAfter))
 	}
 	return errors.Join(errs...)
 }

@@ -604,7 +604,7 @@ func TestUnstarted(t *testing.T) {
 	if err := m.Start(t.Context(), nil); err == nil {
 		t.Error("started after stop")
 	}
-	c := Config{ChunkBytes: 1, SettleTime: -1}
+	c := Config{Common: Common{ChunkBytes: 1, SettleTime: -1}}
 	if _, err := New("delta", c, channel.Settings{}); err == nil || !strings.Contains(err.Error(), "chunk_bytes") || !strings.Contains(err.Error(), "settle_time") {
 		t.Error(err)
 	}
