@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/longhouse-go/longhouse/core/attributes"
 )
 
 // DefaultCookie is the name of the session cookie; the path parameter has the
@@ -68,6 +70,9 @@ type ContextOptions struct {
 	// it, after which they are answered with 503; 0 is DefaultLockTimeout.
 	Locker      SessionLocker
 	LockTimeout time.Duration
+	// Attributes are the values that all requests of the context share; nil keeps
+	// them on this node.
+	Attributes *attributes.Attributes
 	// Listeners hear of the context's sessions, which must be WatchedSessions.
 	// They begin before the first request of the context and end, having been
 	// told everything, after its last one.
@@ -90,6 +95,7 @@ type Context struct {
 	commitTimeout                    time.Duration
 	locker                           SessionLocker // or nil
 	lockTimeout                      time.Duration
+	attributes                       *attributes.Attributes
 	pipe                             *pipeline
 	subs                             []*subscription // of Listeners and the context's valves
 	unwatch                          func()          // ends telling them; guarded by the engine's life until the context retires
@@ -145,7 +151,11 @@ func (e *Engine) newContext(h *Host, o ContextOptions) (*Context, error) {
 		commitTimeout: o.CommitTimeout,
 		locker:        o.Locker,
 		lockTimeout:   o.LockTimeout,
+		attributes:    o.Attributes,
 		idle:          make(chan struct{}),
+	}
+	if c.attributes == nil {
+		c.attributes = attributes.Local(c.name)
 	}
 	if t.CookiePath == "" {
 		t.CookiePath = c.escapedPath
@@ -198,6 +208,10 @@ func (c *Context) Level() Level { return c.level }
 
 // Distributable reports whether changes of sessions go to the manager.
 func (c *Context) Distributable() bool { return c.distributable }
+
+// Attributes returns the values that all requests of the context share, if it is
+// distributable on all nodes.
+func (c *Context) Attributes() *attributes.Attributes { return c.attributes }
 
 // PathParam returns the name of the path parameter that carries the session id,
 // in lower case.

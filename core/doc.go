@@ -4,6 +4,6 @@
 // plugins (Manager, Deployer). Implementations live elsewhere: the session table
 // in core/table, connectors in core/httpd, valves in valves, plugins in plugins.
 //
-// It imports channel and core/session; it must not import interceptors, valves,
+// It imports channel, core/session and core/attributes; it must not import interceptors, valves,
 // plugins, conformance, fx, go-plugin or grpc.
 package core

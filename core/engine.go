@@ -326,14 +326,23 @@ func (e *Engine) SetContext(ctx context.Context, host string, o ContextOptions) 
 	if h == nil {
 		return nil, fmt.Errorf("%w: host %q is not configured; add it as a host or an alias", ErrNoContext, host)
 	}
-	c, err := e.newContext(h, o)
-	if err != nil {
-		return nil, err
-	}
 	if err := e.lock(ctx); err != nil {
 		return nil, err
 	}
 	defer e.unlock()
+	if old := h.contexts.Load().byPath[strings.TrimSuffix(o.Path, "/")]; old != nil && o.Attributes == nil {
+		o.Attributes = old.attributes.Again()
+	}
+	done := false
+	defer func() {
+		if o.Attributes != nil && !done {
+			o.Attributes.Close()
+		}
+	}()
+	c, err := e.newContext(h, o)
+	if err != nil {
+		return nil, err
+	}
 	switch e.state {
 	case engineStopped:
 		return nil, ErrStopped
@@ -344,6 +353,7 @@ func (e *Engine) SetContext(ctx context.Context, host string, o ContextOptions) 
 		e.attach(c)
 	}
 	e.swap(h, c.path, c)
+	done = true
 	return c, nil
 }
 
@@ -381,6 +391,7 @@ func (e *Engine) swap(h *Host, path string, c *Context) {
 	}
 	old.retire()
 	if e.state != engineStarted {
+		old.attributes.Close()
 		return
 	}
 	e.retired.Go(func() { // ends with the last request of old; joined by Stop

@@ -16,6 +16,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/attributes"
 )
 
 // echo answers what the application sees.
@@ -377,4 +378,35 @@ func TestSupersede(t *testing.T) {
 	}
 	close(quit)
 	wg.Wait()
+}
+
+// A new version of an application finds the context's attributes, and what the
+// old version watched ends with its last request.
+func TestAttributesOutliveTheVersion(t *testing.T) {
+	e := newEngine(t, core.EngineOptions{Hosts: []core.HostOptions{{Name: "h", Contexts: []core.ContextOptions{{
+		Path: "/shop", Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			a := core.FromContext(r.Context()).Context().Attributes()
+			a.Watch(func(c attributes.Change) { t.Errorf("the old version heard of %v", c) })
+		}),
+	}}}}})
+	if err := e.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	e.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/shop/", nil))
+	first := e.Hosts()[0].Contexts()[0].Attributes()
+	second, err := e.SetContext(t.Context(), "", core.ContextOptions{Path: "/shop", Handler: http.NotFoundHandler()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Stop(t.Context()); err != nil { // waits for the end of the old version
+		t.Fatal(err)
+	}
+	heard := 0
+	defer second.Attributes().Watch(func(attributes.Change) { heard++ })()
+	if err := first.Set(t.Context(), "motd", "hello"); err != nil {
+		t.Fatal(err)
+	}
+	if text, ok, err := attributes.Attr[string]("motd").Get(second.Attributes()); text != "hello" || !ok || err != nil {
+		t.Errorf("got %q %v %v", text, ok, err)
+	}
 }

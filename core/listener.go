@@ -448,6 +448,7 @@ func (e *Engine) attach(c *Context) {
 
 // detach ends what attach began, for a context whose requests have ended.
 func (c *Context) detach(ctx context.Context) error {
+	c.attributes.Close()
 	if c.unwatch != nil {
 		c.unwatch()
 	}

@@ -16,8 +16,8 @@ var (
 	ErrNotReplicated = errors.New("repmap: not confirmed by all members that should have it")
 	// ErrUnavailable: no member that has the value answers.
 	ErrUnavailable = errors.New("repmap: no member that has the value answers")
-	// ErrFull: the map has Config.MaxEntries entries.
-	ErrFull = errors.New("repmap: the map is full, see max_entries")
+	// ErrFull: the map has Config.MaxEntries entries, or Config.MaxBytes.
+	ErrFull = errors.New("repmap: the map is full, see max_entries and max_bytes")
 )
 
 // Config says what kind of map it is, and bounds it.
@@ -31,6 +31,9 @@ type Config struct {
 	Tribes bool `yaml:"tribes"`
 	// MaxEntries bounds the entries.
 	MaxEntries int `yaml:"max_entries"`
+	// MaxBytes bounds the values that this member has, in encoded bytes; 0 is no
+	// bound but those of MaxEntries and MaxValue.
+	MaxBytes int64 `yaml:"max_bytes"`
 	// MaxKey and MaxValue bound one key and one value, in encoded bytes.
 	MaxKey   int `yaml:"max_key"`
 	MaxValue int `yaml:"max_value"`
@@ -80,6 +83,9 @@ func (c Config) Validate() error {
 		if f.d <= 0 {
 			errs = append(errs, fmt.Errorf("repmap: %s is %v, must be positive", f.name, f.d))
 		}
+	}
+	if c.MaxBytes < 0 {
+		errs = append(errs, fmt.Errorf("repmap: max_bytes is %d, must not be negative", c.MaxBytes))
 	}
 	return errors.Join(errs...)
 }

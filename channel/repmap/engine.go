@@ -38,7 +38,8 @@ type engine struct {
 	state   int // 0 new, 1 running, 2 closed
 	recs    [parts]map[string]*record
 	digest  [parts]uint64
-	live    int // entries that are not removals
+	live    int   // entries that are not removals
+	bytes   int64 // of the values that are here
 	dead    []grave
 	deadAt  int // the oldest one of dead that may still be there
 	tombs   int
@@ -231,7 +232,20 @@ func (e *engine) count(r *record, n int) {
 		e.tombs += n
 	} else {
 		e.live += n
+		e.bytes += int64(n * len(r.Value))
 	}
+}
+
+// fits reports whether there is room for a value in place of old, or nil.
+func (e *engine) fits(old *record, value []byte) bool {
+	if e.cfg.MaxBytes == 0 {
+		return true
+	}
+	grow := len(value)
+	if old != nil {
+		grow -= len(old.Value)
+	}
+	return grow <= 0 || e.bytes+int64(grow) <= e.cfg.MaxBytes
 }
 
 // drop forgets a record.
@@ -348,6 +362,10 @@ func (e *engine) merge(in *record) verdict {
 			return wanted
 		}
 	}
+	if in.Has && !in.Deleted && !e.fits(cur, in.Value) {
+		e.refused["full"].Inc()
+		return refusedRecord
+	}
 	r := &record{Key: in.Key, Stamp: in.Stamp, Backups: slices.Clone(in.Backups), Deleted: in.Deleted}
 	switch {
 	case in.Deleted:
@@ -412,7 +430,7 @@ func (e *engine) write(ctx context.Context, key string, value []byte) error {
 		e.unchanged.Inc()
 		return nil
 	}
-	if (old == nil || old.Deleted) && e.live >= e.cfg.MaxEntries {
+	if (old == nil || old.Deleted) && e.live >= e.cfg.MaxEntries || !e.fits(old, value) {
 		e.mu.Unlock()
 		return ErrFull
 	}

@@ -563,3 +563,41 @@ func TestHostileMessages(t *testing.T) {
 		}
 	})
 }
+
+// The values that a member has are bounded in bytes, whoever has written them.
+func TestMaxBytes(t *testing.T) {
+	c := DefaultConfig()
+	c.MaxBytes = 1000
+	run(t, c, 2, func(t *testing.T, w *world) {
+		a, b := w.nodes[0], w.nodes[1]
+		text := strings.Repeat("x", 400)
+		for _, k := range []string{"a", "b"} {
+			if err := a.m.Put(t.Context(), k, text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := a.m.Put(t.Context(), "c", text); !errors.Is(err, ErrFull) {
+			t.Errorf("got %v", err)
+		}
+		if err := a.m.Put(t.Context(), "a", text+text); !errors.Is(err, ErrFull) {
+			t.Errorf("got %v", err)
+		}
+		if err := a.m.Put(t.Context(), "a", "small"); err != nil {
+			t.Error(err)
+		}
+		if _, err := a.m.Delete(t.Context(), "b"); err != nil {
+			t.Error(err)
+		}
+		if err := b.m.Put(t.Context(), "c", text+text); err != nil {
+			t.Errorf("there is room again: %v", err)
+		}
+		// What a member cannot keep is refused and counted there.
+		b.m.e.mu.Lock()
+		b.m.e.cfg.MaxBytes = 10_000
+		b.m.e.mu.Unlock()
+		_ = b.m.Put(t.Context(), "d", text)
+		if n := a.Count("repmap_refused_total", "reason=full"); n == 0 {
+			t.Error("nothing was refused")
+		}
+	})
+}
