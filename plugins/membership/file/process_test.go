@@ -1,45 +1,20 @@
 package file
 
 import (
-	"fmt"
-	"net"
 	"os"
 	"testing"
 
 	"github.com/longhouse-go/longhouse/conformance"
-	"github.com/longhouse-go/longhouse/core"
-	"github.com/longhouse-go/longhouse/plugins/sdk"
+	"github.com/longhouse-go/longhouse/plugins/membership/internal/program"
 )
 
-// The test binary is also the program of the plugin: a host starts it as
-// "<binary> plugin serve membership/file".
-func init() {
-	if len(os.Args) != 4 || os.Args[1] != "plugin" || os.Args[2] != "serve" {
-		return
-	}
-	if err := sdk.Serve(os.Args[3], sdk.Set{Memberships: []core.MembershipFactory{Factory}}); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-// freeUDP returns an address of this machine that nobody listens on.
-func freeUDP(t *testing.T) string {
-	t.Helper()
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	return c.LocalAddr().String()
-}
+func init() { program.Serve(Factory) }
 
 func TestProcess(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes")
 	}
 	conformance.Run(t, conformance.Plugin(conformance.PluginProgram{
-		Path: os.Args[0], Kind: "membership", Name: Name, Options: "path: " + t.TempDir() + "/members\nlisten: " + freeUDP(t),
+		Path: os.Args[0], Kind: "membership", Name: Name, Options: "path: " + t.TempDir() + "/members\nlisten: " + program.FreeUDP(t),
 	}), conformance.Seed(1))
 }
