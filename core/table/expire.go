@@ -24,34 +24,47 @@ const (
 // later one.
 type wheel struct {
 	mu    sync.Mutex
-	slots map[int64][]check
+	slots map[int64]slot
 }
 
-// check is something to look at: a session, or the key of a renewed one.
-type check struct {
-	s   *live
-	old session.Key
+// slot is what to look at in one second.
+type slot struct {
+	sessions []*live
+	keys     []check
 }
+
+// check is the key of a renewed session.
+type check struct{ old session.Key }
 
 // seconds rounds milliseconds up.
 func seconds(ms int64) int64 { return (ms + 999) / 1000 }
 
 func (w *wheel) add(second int64, c check) {
 	w.mu.Lock()
-	w.slots[second] = append(w.slots[second], c)
+	s := w.slots[second]
+	s.keys = append(s.keys, c)
+	w.slots[second] = s
+	w.mu.Unlock()
+}
+
+func (w *wheel) addSession(second int64, l *live) {
+	w.mu.Lock()
+	s := w.slots[second]
+	s.sessions = append(s.sessions, l)
+	w.slots[second] = s
 	w.mu.Unlock()
 }
 
 // pop removes all slots up to second.
-func (w *wheel) pop(second int64) (out map[int64][]check) {
+func (w *wheel) pop(second int64) (out map[int64]slot) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for at, list := range w.slots { // as many as there are distinct seconds
+	for at, s := range w.slots { // as many as there are distinct seconds
 		if at <= second {
 			if out == nil {
-				out = make(map[int64][]check)
+				out = make(map[int64]slot)
 			}
-			out[at] = list
+			out[at] = s
 			delete(w.slots, at)
 		}
 	}
@@ -78,7 +91,7 @@ func (s *live) schedule(now int64) {
 		return
 	}
 	s.checkAt = second
-	s.t.wheel.add(second, check{s: s})
+	s.t.wheel.addSession(second, s)
 }
 
 func (t *Table) expireLoop() {
@@ -97,18 +110,17 @@ func (t *Table) expireLoop() {
 // expire looks at everything whose second has come.
 func (t *Table) expire(now int64) {
 	var idle, over []*live
-	for second, list := range t.wheel.pop(now / 1000) {
-		for _, c := range list {
-			if c.s == nil {
-				t.forgetRenewal(c.old, now)
-				continue
-			}
-			c.s.room()
-			switch c.s.look(second, now) {
+	for second, due := range t.wheel.pop(now / 1000) {
+		for _, c := range due.keys {
+			t.forgetRenewal(c.old, now)
+		}
+		for _, s := range due.sessions {
+			s.room()
+			switch s.look(second, now) {
 			case lookRelease:
-				idle = append(idle, c.s)
+				idle = append(idle, s)
 			case lookRemove:
-				over = append(over, c.s)
+				over = append(over, s)
 			}
 		}
 	}
@@ -135,7 +147,7 @@ func (s *live) look(second, now int64) (verdict int) {
 		return lookKeep // scheduled anew meanwhile
 	}
 	s.checkAt = 0
-	if s.leaving != nil {
+	if s.busy != nil && s.leaving != nil {
 		return lookKeep // leave schedules it again if it stays
 	}
 	switch {
@@ -231,8 +243,8 @@ func (t *Table) releaseSome(idle []*live) {
 	leaving := make([]*live, 0, len(idle))
 	for _, s := range idle {
 		s.mu.Lock()
-		if !s.dropped && s.leaving == nil && s.clean() && s.idle(now) {
-			s.leaving = f
+		if !s.dropped && (s.busy == nil || s.leaving == nil) && s.clean() && s.idle(now) {
+			s.use().leaving = f
 			keys, leaving = append(keys, s.key), append(leaving, s)
 		} else {
 			s.schedule(now)
@@ -264,6 +276,7 @@ func (t *Table) leave(s *live, key session.Key, taken bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leaving = nil
+	defer s.rest()
 	if !taken || s.key != key || !s.clean() || !s.idle(now) {
 		s.keep = now + keepRefused.Milliseconds()
 		s.schedule(now)

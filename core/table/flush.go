@@ -74,7 +74,8 @@ func newFlusher(t *Table, level core.Level) *flusher {
 // enqueue puts a session with pending changes into the open batch, unless it is
 // in one already, and returns its batch; false after close. s.mu is held.
 func (f *flusher) enqueue(s *live) (*batch, bool) {
-	if b := s.queued[f.level]; b != nil {
+	busy := s.use()
+	if b := busy.queued[f.level]; b != nil {
 		return b, true
 	}
 	f.mu.Lock()
@@ -90,7 +91,7 @@ func (f *flusher) enqueue(s *live) (*batch, bool) {
 	b.sessions = append(b.sessions, s)
 	f.queued++
 	f.mu.Unlock()
-	s.queued[f.level] = b
+	busy.queued[f.level] = b
 	select {
 	case f.wake <- struct{}{}:
 	default:
@@ -214,6 +215,7 @@ func (f *flusher) take(b *batch, s *live) carried {
 		}
 	}
 	main, extra := s.take(b)
+	s.rest()
 	return carried{s: s, main: main, extra: extra}
 }
 
@@ -252,6 +254,7 @@ func (f *flusher) finish(b *batch, items []carried) {
 			s.giveBack(it.main, it.extra)
 			f.t.flushers[core.Async].enqueue(s)
 		}
+		s.rest()
 		s.mu.Unlock()
 	}
 	close(b.done)

@@ -149,13 +149,20 @@ func (h *handle) UpdateRuled(name string, change func(old session.Entry, node ui
 
 func (h *handle) update(name string, change func(old session.Entry) ([]byte, error)) error {
 	h.s.mu.Lock()
-	if h.s.gate == nil {
-		h.s.gate = make(chan struct{}, 1)
+	b := h.s.use() // until updates is 0 again
+	if b.gate == nil {
+		b.gate = make(chan struct{}, 1)
 	}
-	gate := h.s.gate
+	b.updates++
 	h.s.mu.Unlock()
-	gate <- struct{}{}
-	defer func() { <-gate }()
+	b.gate <- struct{}{}
+	defer func() {
+		<-b.gate
+		h.s.mu.Lock()
+		b.updates--
+		h.s.rest()
+		h.s.mu.Unlock()
+	}()
 	h.s.room()
 	for {
 		old, err := h.entry(name)
@@ -296,8 +303,9 @@ func (h *handle) renew(fresh session.Key, now int64) {
 	s.size = s.rec.Size()
 	s.seq++
 	if h.t.cfg.Manager != nil {
-		s.extra = append(s.extra, end)
-		s.pending = s.rec.Record(s.key)
+		b := s.use()
+		b.extra = append(b.extra, end)
+		b.pending = s.rec.Record(s.key)
 		h.own = s.seq
 	}
 }
@@ -323,9 +331,11 @@ func (h *handle) Commit(ctx context.Context, level core.Level) error {
 			wait = append(wait, b)
 		}
 	}
-	for _, b := range s.inflight {
-		if b.level >= level {
-			wait = append(wait, b)
+	if s.busy != nil {
+		for _, b := range s.inflight {
+			if b.level >= level {
+				wait = append(wait, b)
+			}
 		}
 	}
 	mine := h.own
@@ -366,6 +376,7 @@ func (h *handle) Release() {
 	if s.dirty() {
 		h.t.flushers[core.Async].enqueue(s)
 	}
+	s.rest()
 }
 
 // touch makes the access time pending if other nodes know too old a one.

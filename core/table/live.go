@@ -11,7 +11,8 @@ import (
 )
 
 // live is one session of the table. mu guards everything that can change, and is
-// held for a few map operations only.
+// held for a few map operations only. There are many of them: what only those
+// need that are being changed is in busy.
 type live struct {
 	t     *Table
 	mu    sync.Mutex
@@ -19,6 +20,22 @@ type live struct {
 	route string
 	rec   session.Replica // the whole session; empty when it has ended
 	end   *session.Record // its tombstone; nil while it lives
+	*busy                 // see use and rest; may be nil
+
+	seq     uint64 // counts the changes made here
+	counter uint64 // highest of any version seen
+	shared  int64  // the access time that the manager knows, ms
+	checkAt int64  // the second in which the expirer looks again
+	keep    int64  // not to be left to the manager before, ms
+	size    int
+	users   int32 // handles
+	foreign bool  // the last access was on another node
+	dropped bool  // no longer in the table
+	warned  bool  // its size has been logged
+}
+
+// busy is what only a session has that is being changed, or left to the manager.
+type busy struct {
 	// pending is what no batch has taken yet, or nil; extra are records of other
 	// keys that go with it: tombstones of ids before a Renew.
 	pending *session.Record
@@ -27,24 +44,34 @@ type live struct {
 	// are those that are carrying earlier ones.
 	queued   [3]*batch
 	inflight []*batch
-	// seq counts the changes made here; weak is the seq at which a batch of the
-	// levels below Synced last took the pending change.
-	seq  uint64
+	// weak is the seq at which a batch of the levels below Synced last took the
+	// pending change; it matters as long as there are handles.
 	weak [core.Synced]uint64
-	// gate lets one Update work at a time; made when first needed.
-	gate chan struct{}
-
-	counter uint64 // highest of any version seen
-	size    int
-	users   int   // handles
-	shared  int64 // the access time that the manager knows, ms
-	checkAt int64 // the second in which the expirer looks again
-	keep    int64 // not to be left to the manager before, ms
-	foreign bool  // the last access was on another node
-	dropped bool  // no longer in the table
+	// gate lets one Update work at a time; made when first needed. updates are
+	// those that work or wait.
+	gate    chan struct{}
+	updates int
 	// leaving is the call that is just leaving it to the manager, or nil.
 	leaving *flight
-	warned  bool // its size has been logged
+}
+
+// use returns what is needed to change the session.
+func (s *live) use() *busy {
+	if s.busy == nil {
+		s.busy = s.t.busy.Get().(*busy)
+	}
+	return s.busy
+}
+
+// rest gives back what use returned, if nothing is going on.
+func (s *live) rest() {
+	b := s.busy
+	if b == nil || s.users > 0 || b.updates > 0 || b.leaving != nil || b.queued != [3]*batch{} || !s.clean() {
+		return
+	}
+	s.busy = nil
+	*b = busy{inflight: b.inflight[:0], gate: b.gate}
+	s.t.busy.Put(b)
 }
 
 // landed is a flight that is over.
@@ -63,7 +90,7 @@ func (s *live) acquire() (h *handle, leaving *flight) {
 	if s.dropped {
 		return nil, landed
 	}
-	if s.leaving != nil && s.living() {
+	if s.busy != nil && s.leaving != nil && s.living() {
 		return nil, s.leaving
 	}
 	if s.living() && s.due(now) {
@@ -110,10 +137,10 @@ func (s *live) touchInterval() time.Duration {
 }
 
 // dirty reports whether there is something that no batch has taken.
-func (s *live) dirty() bool { return s.pending != nil || len(s.extra) > 0 }
+func (s *live) dirty() bool { return s.busy != nil && (s.pending != nil || len(s.extra) > 0) }
 
 // clean reports whether the manager has everything.
-func (s *live) clean() bool { return !s.dirty() && len(s.inflight) == 0 }
+func (s *live) clean() bool { return s.busy == nil || !s.dirty() && len(s.inflight) == 0 }
 
 // living reports whether the session has not ended.
 func (s *live) living() bool { return s.end == nil }
@@ -134,10 +161,11 @@ func (s *live) over(now int64) {
 
 // delta returns the record that collects changes, making it if needed.
 func (s *live) delta() *session.Record {
-	if s.pending == nil {
-		s.pending = &session.Record{Key: s.key}
+	b := s.use()
+	if b.pending == nil {
+		b.pending = &session.Record{Key: s.key}
 	}
-	return s.pending
+	return b.pending
 }
 
 // next returns the version of a change that is being made.
@@ -186,10 +214,9 @@ func (s *live) finish(kind session.EndKind, now int64) {
 	s.rec, s.end = session.Replica{}, &end
 	s.size = 0
 	s.seq++
-	s.pending = nil
 	if s.t.cfg.Manager != nil {
 		same := end
-		s.pending = &same
+		s.use().pending = &same
 	}
 	s.over(now)
 }
@@ -232,11 +259,16 @@ func (s *live) mergeEnd(r *session.Record, now int64) (moved bool) {
 	if !moved {
 		s.tellEnd(r.End, false)
 	}
-	changes, end := s.pending, r.Tombstone()
+	var changes *session.Record
+	if s.busy != nil {
+		changes, s.pending = s.pending, nil
+	}
+	end := r.Tombstone()
 	end.Key = s.key
 	s.rec, s.end = session.Replica{}, &end
-	s.size, s.pending = 0, nil
+	s.size = 0
 	s.over(now)
+	defer s.rest()
 	if !moved {
 		return false
 	}
@@ -266,10 +298,10 @@ func (s *live) commitWhole() {
 	}
 	if !s.living() {
 		end := *s.end
-		s.pending = &end
+		s.use().pending = &end
 		return
 	}
-	s.pending = s.rec.Record(s.key)
+	s.use().pending = s.rec.Record(s.key)
 }
 
 // take hands the pending change to a batch; main is nil if there is none.
@@ -309,6 +341,9 @@ func (s *live) giveBack(main *session.Record, extra []*session.Record) {
 // taken reports whether a change of that seq may have been taken by a batch of a
 // level below level.
 func (s *live) taken(seq uint64, level core.Level) bool {
+	if s.busy == nil {
+		return false
+	}
 	for _, at := range s.weak[:level] {
 		if seq <= at {
 			return true

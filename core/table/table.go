@@ -99,6 +99,7 @@ type Table struct {
 	shards   [shardCount]shard
 	flushers [3]*flusher // by level
 	wheel    wheel
+	busy     sync.Pool // of *busy
 	disputes session.Conflicts
 
 	// watches is nil when nobody listens. telling is held for reading while
@@ -159,7 +160,8 @@ func New(c Config, s channel.Settings) *Table {
 	for level := range t.flushers {
 		t.flushers[level] = newFlusher(t, core.Level(level))
 	}
-	t.wheel.slots = map[int64][]check{}
+	t.busy.New = func() any { return new(busy) }
+	t.wheel.slots = map[int64]slot{}
 	t.life, t.end = context.WithCancel(context.Background())
 	t.register(s)
 	return t
@@ -285,7 +287,7 @@ func (t *Table) Create(_ context.Context, contextName string, o session.NewOptio
 	s.rec = session.MakeReplica(first)
 	h := &handle{t: t, s: s, prev: now, fresh: true}
 	if t.cfg.Manager != nil {
-		s.pending, h.own = first, s.seq
+		s.use().pending, h.own = first, s.seq
 	}
 	sh := t.shard(s.key)
 	sh.mu.Lock()
@@ -624,7 +626,8 @@ func (t *Table) resyncRenewals() {
 				continue // another node's, which has it too
 			}
 			r.by.mu.Lock()
-			r.by.extra = append(r.by.extra, &session.Record{
+			b := r.by.use()
+			b.extra = append(b.extra, &session.Record{
 				Key: old, End: session.Renewed, EndTime: r.until - t.cfg.RenewGrace.Milliseconds(), RenewedTo: r.to.ID,
 			})
 			t.flushers[core.Async].enqueue(r.by)

@@ -661,7 +661,7 @@ func TestIdleRelease(t *testing.T) {
 		leaving := func() bool {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			return s.leaving != nil
+			return s.busy != nil && s.leaving != nil
 		}
 		for !leaving() {
 			pause(100 * time.Millisecond)
