@@ -14,6 +14,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/cmd/demo"
+	"github.com/longhouse-go/longhouse/cmd/internal/heapfloor"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/core/container"
@@ -141,6 +142,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit %d", int(e)) }
 func Main(opts ...Option) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	heapfloor.Set(heapfloor.Default)
 	root := newRoot(assemble(opts))
 	err := root.ExecuteContext(ctx)
 	var code exitError

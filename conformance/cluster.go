@@ -111,18 +111,18 @@ func newNode(tb testing.TB, nw *channeltest.SimNet, name, ip string, p Parts) (*
 	if err != nil {
 		return nil, err
 	}
-	n.Table = table.New(table.Config{Manager: n.Manager}, s)
+	n.Table = table.New(table.Config{Manager: core.Forwarding(n.Manager, simHost{n: n}.Send)}, s)
 	return n, nil
 }
 
 // simHost is the node as its manager sees it.
 type simHost struct {
 	*table.Table
-	cluster *core.Cluster
+	n *Node
 }
 
 func (h simHost) Send(ctx context.Context, to []channel.Member, o channel.Options, body []byte) error {
-	return h.cluster.Send(ctx, subject, to, o, body)
+	return h.n.Shared.Send(ctx, subject, to, o, body)
 }
 
 func (n *Node) start(ctx context.Context) error {
@@ -139,7 +139,7 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.Channel.Start(ctx); err != nil {
 		return err
 	}
-	if err := n.Manager.Start(ctx, simHost{n.Table, shared}); err != nil {
+	if err := n.Manager.Start(ctx, simHost{n.Table, n}); err != nil {
 		return errors.Join(err, n.Channel.Stop(ctx))
 	}
 	n.undo = append(n.undo, n.Channel.Watch(func(v channel.View, _ channel.MemberEvent) {

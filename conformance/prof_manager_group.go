@@ -177,7 +177,7 @@ func (g *group) add() *member {
 	}
 	// Before whatever the subject is made of ends.
 	g.t.Cleanup(func() { g.once.Do(g.stop) })
-	n.table = table.New(table.Config{Manager: n.manager}, s)
+	n.table = table.New(table.Config{Manager: core.Forwarding(n.manager, memberHost{n: n}.Send)}, s)
 	g.mu.Lock()
 	g.nodes = append(g.nodes, n)
 	g.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -84,6 +85,9 @@ func (p *program) environment(dir string) []string {
 	if base, err := os.Getwd(); err == nil {
 		env = append(env, bridge.EnvBaseDir+"="+base)
 	}
+	// The processes of a node serve the same requests one after the other: with
+	// fewer threads they wake each other less often. Config.Env can say otherwise.
+	env = append(env, "GOMAXPROCS="+strconv.Itoa(max(1, runtime.GOMAXPROCS(0)/2)))
 	for _, name := range append([]string{"TZ", "LANG"}, p.host.cfg.Env...) {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)

@@ -297,8 +297,10 @@ func (c *cluster) add(n *Node, name string, comp config.Component) error {
 	if err != nil {
 		return err
 	}
-	s := &sessions{name: name, manager: m, table: table.New(n.tableConfig(m), n.settings("sessions."+name))}
-	s.host = &managerHost{cluster: c.shared, subject: "manager/" + name, table: s.table}
+	s := &sessions{name: name, manager: m}
+	s.host = &managerHost{cluster: c.shared, subject: "manager/" + name}
+	s.table = table.New(n.tableConfig(core.Forwarding(m, s.host.Send)), n.settings("sessions."+name))
+	s.host.table = s.table
 	c.sessions = append(c.sessions, s)
 	return nil
 }
@@ -418,6 +420,11 @@ func (n *Node) notReady(ctx context.Context) []string {
 	var waiting []string
 	if n.cluster == nil {
 		return nil
+	}
+	select {
+	case <-n.attributes.Ready():
+	default:
+		waiting = append(waiting, "context attributes: waiting for those of the other nodes")
 	}
 	for _, s := range n.cluster.sessions {
 		if s.manager == nil {

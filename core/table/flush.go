@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -124,6 +125,8 @@ func (f *flusher) work() {
 		if b == nil {
 			select {
 			case <-f.wake:
+				// Those that are about to enqueue come first, and go with this batch.
+				runtime.Gosched()
 				continue
 			case <-f.quit:
 				return

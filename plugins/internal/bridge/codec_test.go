@@ -118,6 +118,23 @@ func TestErrorsKeepTheirIdentity(t *testing.T) {
 	}
 }
 
+var forward = core.Forward{Wait: time.Second, Parcels: []core.Parcel{{To: members[:2], Body: []byte("one")}, {To: members[2:], Body: []byte{}}}}
+
+func TestForwardRoundTrip(t *testing.T) {
+	for _, in := range []core.Forward{{}, {Wait: time.Hour}, forward} {
+		d := decoder{b: appendForward(nil, in)}
+		if got := d.forward(); d.err != nil || !reflect.DeepEqual(got, in) {
+			t.Errorf("%+v arrived as %+v, %v", in, got, d.err)
+		}
+	}
+	for n := range appendForward(nil, forward) {
+		d := decoder{b: appendForward(nil, forward)[:n]}
+		if got := d.forward(); d.err == nil && reflect.DeepEqual(got, forward) {
+			t.Errorf("the first %d bytes are as good as all", n)
+		}
+	}
+}
+
 func TestCodesAreUnique(t *testing.T) {
 	seen := map[uint16]bool{}
 	for _, c := range errorCodes {
@@ -133,6 +150,7 @@ func FuzzDecoders(f *testing.F) {
 	f.Add(appendView(nil, channel.View{Local: members[1]}))
 	f.Add(appendError(nil, channel.Failed(members, channel.ErrClosed), 0))
 	f.Add(appendKey(nil, session.Key{Context: "c", ID: "i"}))
+	f.Add(appendForward(nil, forward))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		in := newInterner()
 		d := decoder{b: b, in: in}
@@ -147,6 +165,13 @@ func FuzzDecoders(f *testing.F) {
 		d = decoder{b: b, in: in}
 		for len(d.b) > 0 {
 			d.key()
+		}
+		d = decoder{b: b, in: in}
+		if fw := d.forward(); d.err == nil {
+			again := decoder{b: appendForward(nil, fw)}
+			if !reflect.DeepEqual(again.forward(), fw) {
+				t.Error("messages do not survive")
+			}
 		}
 		if decodeError(b, in) == nil {
 			t.Error("an error became none")

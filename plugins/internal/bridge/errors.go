@@ -23,6 +23,7 @@ var errorCodes = []struct {
 	{12, channel.ErrReplaced}, {13, channel.ErrPanic},
 	{32, session.ErrNone}, {33, session.ErrInvalid}, {34, session.ErrTooLarge},
 	{35, session.ErrCommitted}, {36, session.ErrFull}, {37, core.ErrNoHandover},
+	{38, core.ErrNoForward},
 	{64, context.Canceled}, {65, context.DeadlineExceeded},
 }
 

@@ -16,6 +16,7 @@ const (
 	kindStatus  uint8 = 21 // deployers too
 	kindKeys    uint8 = 22
 	kindWhere   uint8 = 23
+	kindPrepare uint8 = 24
 	// Calls by the node, memberships.
 	kindLocal uint8 = 32
 	// Calls by the node, interceptors.

@@ -3,8 +3,10 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -69,6 +71,21 @@ func (m *Manager) Begin(ctx context.Context, conn *frame.Conn, generation int) e
 func (m *Manager) Commit(ctx context.Context, batch []byte, level core.Level) error {
 	_, err := m.outcome(m.calls.Call(ctx, kindCommit, uint32(level), batch))
 	return err
+}
+
+// Forward implements core.Forwarder. A manager that does not implement it
+// answers with an error.
+func (m *Manager) Forward(ctx context.Context, batch []byte, level core.Level) (fw core.Forward, err error) {
+	b, err := m.outcome(m.calls.Call(ctx, kindPrepare, uint32(level), batch))
+	if err != nil {
+		return fw, err
+	}
+	d := decoder{b: b, in: m.in}
+	fw = d.forward()
+	if d.err != nil {
+		return fw, fmt.Errorf("plugin %s: decode its answer: %w", m.name, d.err)
+	}
+	return fw, nil
 }
 
 // Load implements core.Manager.
@@ -193,6 +210,31 @@ func (m *Manager) HandleEvent(f frame.Frame) error {
 	return nil
 }
 
+func appendForward(b []byte, fw core.Forward) []byte {
+	b = binary.AppendVarint(b, int64(fw.Wait))
+	for _, p := range fw.Parcels {
+		b = appendMembers(b, p.To)
+		b = binary.AppendUvarint(b, uint64(len(p.Body)))
+		b = append(b, p.Body...)
+	}
+	return b
+}
+
+func (d *decoder) forward() core.Forward {
+	fw := core.Forward{Wait: time.Duration(d.varint("time to wait"))}
+	for len(d.b) > 0 {
+		p := core.Parcel{To: d.members()}
+		n := d.uvarint("length of a message")
+		if n > uint64(len(d.b)) {
+			d.fail("length of a message")
+			break
+		}
+		p.Body = d.take(int(n), "message")
+		fw.Parcels = append(fw.Parcels, p)
+	}
+	return fw
+}
+
 func appendKey(b []byte, k session.Key) []byte {
 	return appendString(appendString(b, k.Context), k.ID)
 }
@@ -222,6 +264,8 @@ func (s *managerServer) HandleCall(r *frame.Request) {
 		r.Go(s.stop)
 	case kindCommit:
 		r.Go(func(r *frame.Request) { answer(r, s.impl.Commit(r.Context(), r.Payload, core.Level(r.Options))) })
+	case kindPrepare:
+		r.Go(s.prepare)
 	case kindLoad:
 		r.Go(s.load)
 	case kindRelease:
@@ -261,6 +305,21 @@ func (s *managerServer) serve(ctx context.Context, r *frame.Request) {
 		s.impl.HandleView(ctx, v)
 	}
 	answer(r, d.err)
+}
+
+func (s *managerServer) prepare(r *frame.Request) {
+	f, ok := s.impl.(core.Forwarder)
+	if !ok {
+		answer(r, core.ErrNoForward)
+		return
+	}
+	fw, err := f.Forward(r.Context(), r.Payload, core.Level(r.Options))
+	if err == nil {
+		err = r.Reply(frame.Replace, 0, appendForward(nil, fw))
+	}
+	if err != nil {
+		answer(r, err)
+	}
 }
 
 func (s *managerServer) load(r *frame.Request) {

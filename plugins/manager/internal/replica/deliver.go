@@ -17,16 +17,6 @@ type parcel struct {
 	body []byte
 }
 
-func sendOptions(l core.Level) channel.Options {
-	switch l {
-	case core.Async:
-		return channel.SendAsync
-	case core.Acked:
-		return channel.SendAck
-	}
-	return channel.SendSyncAck
-}
-
 // deliver sends the parcels at once and waits as the level says, for each member
 // FaultGrace at most. It returns the members that a parcel did not reach.
 func (m *Manager) deliver(ctx context.Context, ps []parcel, level core.Level) (faults []channel.Fault) {
@@ -55,7 +45,7 @@ func (m *Manager) deliver(ctx context.Context, ps []parcel, level core.Level) (f
 
 func (m *Manager) deliverOne(ctx context.Context, p parcel, level core.Level) []channel.Fault {
 	to := [1]channel.Member{p.to}
-	switch err := m.host.Send(ctx, to[:], sendOptions(level), p.body); {
+	switch err := m.host.Send(ctx, to[:], level.SendOptions(), p.body); {
 	case err == nil:
 		if level == core.Synced {
 			m.heard(p.to)

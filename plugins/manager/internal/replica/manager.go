@@ -217,7 +217,11 @@ func (m *Manager) Commit(ctx context.Context, batch []byte, level core.Level) er
 		return err
 	}
 	if m.placed() {
-		return m.commitPlaced(ctx, host, batch, level)
+		w, err := m.takePlaced(host, batch, level)
+		if err != nil {
+			return err
+		}
+		return m.distribute(ctx, w, level)
 	}
 	if _, err := m.applyBatch(batch, nil); err != nil {
 		return err
@@ -244,6 +248,38 @@ func (m *Manager) Commit(ctx context.Context, batch []byte, level core.Level) er
 	}
 	m.note(faults)
 	return m.resolve(ctx, faults, level, deadline)
+}
+
+// forwardWait is the part of FaultGrace for which the node waits for members by
+// itself: a member that is silent is found by the probes meanwhile, and Commit,
+// which comes then, waits no longer than until it has been put aside.
+const forwardWait = 4
+
+// Forward implements core.Forwarder.
+func (m *Manager) Forward(_ context.Context, batch []byte, level core.Level) (core.Forward, error) {
+	fw := core.Forward{Wait: m.cfg.FaultGrace / forwardWait}
+	host, _, err := m.running()
+	if err != nil {
+		return fw, err
+	}
+	if m.placed() {
+		w, err := m.takePlaced(host, batch, level)
+		if err != nil {
+			return fw, err
+		}
+		for _, p := range w.parcels() {
+			fw.Parcels = append(fw.Parcels, core.Parcel{To: []channel.Member{p.to}, Body: p.body})
+		}
+		return fw, nil
+	}
+	if _, err := m.applyBatch(batch, nil); err != nil {
+		return fw, err
+	}
+	if to := m.targets(); len(to) > 0 {
+		body := append(appendHeader(make([]byte, 0, len(batch)+headerSize), kindDelta, 0), batch...)
+		fw.Parcels = []core.Parcel{{To: to, Body: body}}
+	}
+	return fw, nil
 }
 
 // commitAsync sends the same to all. Members that it does not reach get it by an

@@ -132,8 +132,9 @@ func (m *Manager) own(p *replica, o owner, self uint64) {
 	}
 }
 
-// commitPlaced is Commit if sessions have a place.
-func (m *Manager) commitPlaced(ctx context.Context, host core.ManagerHost, batch []byte, level core.Level) error {
+// takePlaced takes a batch of the host, if sessions have a place; the returned
+// work says what has to be sent.
+func (m *Manager) takePlaced(host core.ManagerHost, batch []byte, level core.Level) (*work, error) {
 	flags := flagSpread
 	if level == core.Synced {
 		flags |= flagStrict
@@ -153,12 +154,12 @@ func (m *Manager) commitPlaced(ctx context.Context, host core.ManagerHost, batch
 	m.settle(w.settle)
 	if err := d.Err(); err != nil {
 		m.m.malformed.Inc()
-		return fmt.Errorf("%s: batch of %d bytes: %w", m.name, len(batch), err)
+		return nil, fmt.Errorf("%s: batch of %d bytes: %w", m.name, len(batch), err)
 	}
 	if w.refused > 0 {
-		return fmt.Errorf("%s: %d new sessions refused, %d are held already: %w", m.name, w.refused, m.store.sessions.Load(), session.ErrFull)
+		return nil, fmt.Errorf("%s: %d new sessions refused, %d are held already: %w", m.name, w.refused, m.store.sessions.Load(), session.ErrFull)
 	}
-	return m.distribute(ctx, w, level)
+	return w, nil
 }
 
 // commitOne merges a record of the host and chooses where it goes.

@@ -33,7 +33,7 @@ func withTables(t *testing.T, s *sim, n int, tc table.Config) {
 }
 
 func (n *node) attach(t *testing.T, tc table.Config) {
-	tc.Manager = plug{n: n}
+	tc.Manager = core.Forwarding(plug{n: n}, n.Send)
 	n.table = table.New(tc, channel.Settings{})
 	ok(t, n.table.Start(t.Context(), uint64(n.index+1)))
 }
@@ -307,6 +307,10 @@ func (p plug) get() *Manager {
 
 func (p plug) Commit(ctx context.Context, b []byte, l core.Level) error {
 	return p.get().Commit(ctx, b, l)
+}
+
+func (p plug) Forward(ctx context.Context, b []byte, l core.Level) (core.Forward, error) {
+	return p.get().Forward(ctx, b, l)
 }
 
 func (p plug) Load(ctx context.Context, k session.Key) (*session.Record, error) {
