@@ -16,6 +16,6 @@ func TestProcess(t *testing.T) {
 		t.Skip("real processes")
 	}
 	conformance.Run(t, conformance.Plugin(conformance.PluginProgram{
-		Path: os.Args[0], Kind: "membership", Name: gossip.Name, Options: "secret: the secret of this test\nlisten: " + program.FreeUDP(t),
+		Path: os.Args[0], Kind: "membership", Name: gossip.Name, Options: "secret: the secret of this test\nlisten: " + program.FreeUDP(),
 	}), conformance.Seed(1))
 }

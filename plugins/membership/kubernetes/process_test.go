@@ -15,6 +15,6 @@ func TestProcess(t *testing.T) {
 		t.Skip("real processes")
 	}
 	conformance.Run(t, conformance.Plugin(conformance.PluginProgram{
-		Path: os.Args[0], Kind: "membership", Name: Name, Options: "namespace: shop\nserver: http://127.0.0.1:1\nlisten: " + program.FreeUDP(t),
+		Path: os.Args[0], Kind: "membership", Name: Name, Options: "namespace: shop\nserver: http://127.0.0.1:1\nlisten: " + program.FreeUDP(),
 	}), conformance.Seed(1))
 }
