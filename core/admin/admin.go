@@ -62,6 +62,8 @@ type Sources struct {
 	Stack    func() any
 	Plugins  func() []core.PluginStatus
 	Sessions func(limit int) any
+	// Attributes are those of the contexts: names and sizes, no values.
+	Attributes func(limit int) any
 	// Config is YAML without secrets.
 	Config  func() []byte
 	Metrics func() []channel.Sample
@@ -310,7 +312,8 @@ func (a *Server) routes() http.Handler {
 		}
 		a.json(w, http.StatusOK, list)
 	}))
-	mux.HandleFunc("GET /v1/sessions", source(a.src.Sessions != nil, a.sessions))
+	mux.HandleFunc("GET /v1/sessions", source(a.src.Sessions != nil, a.list(a.src.Sessions)))
+	mux.HandleFunc("GET /v1/attributes", source(a.src.Attributes != nil, a.list(a.src.Attributes)))
 	mux.HandleFunc("GET /v1/config", source(a.src.Config != nil, a.config))
 	mux.HandleFunc("POST /v1/reload", source(a.src.Reload != nil, a.reload))
 	mux.HandleFunc("POST /v1/drain", source(a.src.Drain != nil, a.drain))
@@ -332,7 +335,7 @@ func source(ok bool, h http.HandlerFunc) http.HandlerFunc {
 
 func (a *Server) index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = w.Write([]byte("/healthz\n/readyz\n/metrics\n/v1/members\n/v1/stack\n/v1/plugins\n/v1/sessions\n/v1/config\n/v1/reload (POST)\n/v1/drain (POST, GET)\n/debug/pprof/\n"))
+	_, _ = w.Write([]byte("/healthz\n/readyz\n/metrics\n/v1/members\n/v1/stack\n/v1/plugins\n/v1/sessions\n/v1/attributes\n/v1/config\n/v1/reload (POST)\n/v1/drain (POST, GET)\n/debug/pprof/\n"))
 }
 
 func (a *Server) ready(w http.ResponseWriter, _ *http.Request) {
@@ -373,9 +376,12 @@ func member(m channel.Member, local bool) Member {
 	return Member{Name: m.Name(), Address: address, ID: m.ID.String(), Domain: m.Domain, AliveSeconds: m.Alive.Seconds(), Local: local}
 }
 
-func (a *Server) sessions(w http.ResponseWriter, r *http.Request) {
-	if limit, ok := limitOf(w, r); ok {
-		a.json(w, http.StatusOK, a.src.Sessions(limit))
+// list answers with as many as the request asks for.
+func (a *Server) list(of func(limit int) any) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if limit, ok := limitOf(w, r); ok {
+			a.json(w, http.StatusOK, of(limit))
+		}
 	}
 }
 

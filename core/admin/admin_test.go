@@ -168,7 +168,7 @@ func TestReload(t *testing.T) {
 
 func TestNoSources(t *testing.T) {
 	s := mustNew(t, Config{}, Sources{})
-	for _, path := range []string{"/v1/members", "/v1/stack", "/v1/plugins", "/v1/sessions", "/v1/config"} {
+	for _, path := range []string{"/v1/members", "/v1/stack", "/v1/plugins", "/v1/sessions", "/v1/attributes", "/v1/config"} {
 		if w := do(t, s, "GET", path); w.Code != http.StatusNotImplemented {
 			t.Errorf("%s: %d", path, w.Code)
 		}

@@ -8,6 +8,7 @@
 //	GET  /v1/stack     the channel's layers and what they promise
 //	GET  /v1/plugins   [core.PluginStatus]
 //	GET  /v1/sessions  the session tables; ?limit=N sessions are listed (default 100, at most 10,000)
+//	GET  /v1/attributes  the attributes of the contexts, without their values; ?limit=N as above
 //	GET  /v1/config    the configuration as YAML, or as JSON if the request accepts that; secrets are ***
 //	POST /v1/reload    reads the configuration again: {"reloaded":true}, or 422 and {"error":"…"}
 //	POST /v1/drain     takes the node out of service, answers with the proof that all its sessions are elsewhere,

@@ -115,11 +115,15 @@ func (a *Attributes) Names() []string {
 func (a *Attributes) Watch(f func(Change)) (cancel func()) {
 	w := &watcher{f}
 	a.mu.Lock()
+	first := !a.closed && a.watchers == nil
 	if !a.closed {
 		// Never changed in place: tell reads it without the lock.
 		a.watchers = append(a.watchers[:len(a.watchers):len(a.watchers)], w)
 	}
 	a.mu.Unlock()
+	if first {
+		a.store.remember(a)
+	}
 	return func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -139,10 +143,10 @@ func (a *Attributes) Again() *Attributes { return a.store.Context(a.context, a.r
 // Close ends all watching; the engine calls it when the context has been
 // replaced. Reading and setting go on to work.
 func (a *Attributes) Close() {
-	a.store.forget(a)
 	a.mu.Lock()
 	a.watchers, a.closed = nil, true
 	a.mu.Unlock()
+	a.store.forget(a)
 }
 
 func (a *Attributes) tell(c Change) {

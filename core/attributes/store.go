@@ -56,10 +56,10 @@ type Store struct {
 	wg    sync.WaitGroup
 	ready chan struct{} // closed when m has what the others have
 
-	mu    sync.Mutex
-	views map[*Attributes]struct{}
-	local map[key][]byte // of contexts that are not replicated
-	size  int64          // of their values
+	mu      sync.Mutex
+	watched map[*Attributes]struct{}
+	local   map[key][]byte // of contexts that are not replicated
+	size    int64          // of their values
 	// queue are changes of local to be told; whoever sets one tells them all,
 	// unless somebody does already.
 	queue   []told
@@ -81,7 +81,7 @@ type told struct {
 func New(c Config, ch *channel.Channel, s channel.Settings) (*Store, error) {
 	c.MaxCount, c.MaxSize = cmp.Or(c.MaxCount, 65536), cmp.Or(c.MaxSize, 256<<20)
 	st := &Store{
-		cfg: c, log: s.Logger, ch: ch, views: map[*Attributes]struct{}{}, local: map[key][]byte{},
+		cfg: c, log: s.Logger, ch: ch, watched: map[*Attributes]struct{}{}, local: map[key][]byte{},
 		ready: make(chan struct{}),
 	}
 	if st.log == nil {
@@ -124,16 +124,19 @@ func Local(context string) *Attributes {
 func (s *Store) Context(name string, replicated bool, l Limits) *Attributes {
 	d := DefaultLimits()
 	l.MaxCount, l.MaxSize = cmp.Or(l.MaxCount, d.MaxCount), cmp.Or(l.MaxSize, d.MaxSize)
-	a := &Attributes{store: s, context: name, limits: l, replicated: replicated && s.m != nil}
+	return &Attributes{store: s, context: name, limits: l, replicated: replicated && s.m != nil}
+}
+
+// remember notes that somebody watches.
+func (s *Store) remember(a *Attributes) {
 	s.mu.Lock()
-	s.views[a] = struct{}{}
+	s.watched[a] = struct{}{}
 	s.mu.Unlock()
-	return a
 }
 
 func (s *Store) forget(a *Attributes) {
 	s.mu.Lock()
-	delete(s.views, a)
+	delete(s.watched, a)
 	s.mu.Unlock()
 }
 
@@ -385,7 +388,7 @@ func (s *Store) changed(c repmap.Change[key, []byte]) {
 // tell tells the watchers of a context, or of all if it has no name.
 func (s *Store) tell(t told, replicated bool) {
 	s.mu.Lock()
-	views := slices.Collect(maps.Keys(s.views))
+	views := slices.Collect(maps.Keys(s.watched))
 	s.mu.Unlock()
 	for _, a := range views {
 		if a.replicated == replicated && (t.context == "" || a.context == t.context) {

@@ -126,6 +126,9 @@ type Context struct {
 	Distributable *bool `yaml:"distributable"`
 	// Session is about the context's sessions.
 	Session Session `yaml:"session"`
+	// Attributes bound the attributes of the context, which all its requests
+	// share; see package core/attributes.
+	Attributes Attributes `yaml:"attributes"`
 	// Manager replaces the cluster's manager for this context.
 	Manager *Component  `yaml:"manager"`
 	Valves  []Component `yaml:"valves"`
@@ -135,6 +138,14 @@ type Context struct {
 	Placeholder bool `yaml:"-"`
 
 	Pos Pos `yaml:"-"`
+}
+
+// Attributes bound the attributes of a context.
+type Attributes struct {
+	// MaxCount refuses more of them. Default 1024.
+	MaxCount int `yaml:"max_count"`
+	// MaxSize refuses more in all, in bytes. Default 4 MiB.
+	MaxSize int `yaml:"max_size"`
 }
 
 // Session is about the sessions of a context.

@@ -136,6 +136,8 @@ func (x *Context) normalize(clustered bool) {
 		x.Path = ""
 	}
 	fillPointer(&x.Distributable, clustered)
+	fill(&x.Attributes.MaxCount, 1024)
+	fill(&x.Attributes.MaxSize, 4<<20)
 	s := &x.Session
 	fillPointer(&s.Timeout, 30*time.Minute)
 	fill(&s.Cookie, defaultSessionName)

@@ -321,6 +321,8 @@ func (v *validator) context(x Context, at string) {
 	if x.Manager != nil {
 		v.components([]Component{*x.Manager}, at+".manager")
 	}
+	within(v, x.Pos, at+".attributes.max_count", x.Attributes.MaxCount, 1, 65536)
+	within(v, x.Pos, at+".attributes.max_size", x.Attributes.MaxSize, 1, 256<<20)
 	s := x.Session
 	if !tokenPattern.MatchString(s.Cookie) {
 		v.fail(x.Pos, at+".session.cookie", fmt.Sprintf("%q is not a cookie name", shorten(s.Cookie)), "")

@@ -8,6 +8,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/admin"
+	"github.com/longhouse-go/longhouse/core/attributes"
 	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/core/session"
 )
@@ -34,6 +35,14 @@ type TableReport struct {
 	// table met, those that the manager met are counted in Status.
 	Disputed  int64              `json:"disputed"`
 	Conflicts []session.Conflict `json:"conflicts"`
+}
+
+// AttributeReport is what /v1/attributes answers.
+type AttributeReport struct {
+	// Total is how many there are; Attributes are some of them, as far as asked
+	// for, sorted by context and name.
+	Total      int               `json:"total"`
+	Attributes []attributes.Info `json:"attributes"`
 }
 
 // StackReport is what /v1/stack answers.
@@ -63,6 +72,10 @@ func (n *Node) adminSources() admin.Sources {
 		Stack:    func() any { return n.stackReport() },
 		Plugins:  func() []core.PluginStatus { return nil },
 		Sessions: func(limit int) any { return n.sessionReport(limit) },
+		Attributes: func(limit int) any {
+			list, total := n.attributes.List(limit)
+			return AttributeReport{Total: total, Attributes: list}
+		},
 		Config: func() []byte {
 			text, err := config.Marshal(n.shown.Load())
 			if err != nil {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/attributes"
 	"github.com/longhouse-go/longhouse/core/config"
 )
 
@@ -64,6 +65,9 @@ type AppInfo struct {
 	Node string
 	// Context is the context's name: host and path.
 	Context string
+	// Attributes are the context's, for watching them; see there. They can be set
+	// once the node has started: from a request, or another goroutine.
+	Attributes *attributes.Attributes
 }
 
 // Module wires a node into an fx application: it provides *Node, which starts

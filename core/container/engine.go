@@ -13,6 +13,7 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/attributes"
 	"github.com/longhouse-go/longhouse/core/config"
 )
 
@@ -109,7 +110,9 @@ func (n *Node) contextOptions(cfg *config.Config, h config.Host, x config.Contex
 	fail := func(err error) (core.ContextOptions, error) {
 		return core.ContextOptions{}, fmt.Errorf("%s: context %s: %w", x.Pos, name, err)
 	}
-	handler, err := n.handler(x, name)
+	distributable := cfg.Cluster != nil && (x.Distributable == nil || *x.Distributable)
+	attrs := n.attributes.Context(name, distributable, attributes.Limits{MaxCount: x.Attributes.MaxCount, MaxSize: x.Attributes.MaxSize})
+	handler, err := n.handler(x, AppInfo{Node: n.name, Context: name, Attributes: attrs})
 	if err != nil {
 		return fail(err)
 	}
@@ -121,7 +124,8 @@ func (n *Node) contextOptions(cfg *config.Config, h config.Host, x config.Contex
 		Path:          path,
 		Handler:       handler,
 		Valves:        valves,
-		Distributable: cfg.Cluster != nil && (x.Distributable == nil || *x.Distributable),
+		Distributable: distributable,
+		Attributes:    attrs,
 		Level:         level,
 		Tracking:      tracking(x.Session),
 		MaxInactive:   sessionTimeout(x.Session),
@@ -164,14 +168,14 @@ func tracking(s config.Session) core.Tracking {
 	return t
 }
 
-func (n *Node) handler(x config.Context, name string) (http.Handler, error) {
+func (n *Node) handler(x config.Context, info AppInfo) (http.Handler, error) {
 	switch {
 	case x.App != "":
 		a := findApp(n.parts.Apps, x.App)
 		if a == nil {
 			return nil, fmt.Errorf("application %q is not compiled in", x.App)
 		}
-		return a.New(AppInfo{Node: n.name, Context: name}), nil
+		return a.New(info), nil
 	case x.Dir != "":
 		return dirHandler(x.Dir)
 	}
@@ -252,6 +256,7 @@ func (d deployHost) apply(ctx context.Context, e *core.Engine, b core.Bundle) er
 		}
 		o.Sessions, o.Distributable, o.Level = d.n.cluster.tableFor(core.ContextName(host, b.Path)), true, level
 	}
+	o.Attributes = d.n.attributes.Context(core.ContextName(host, b.Path), o.Distributable, attributes.Limits{})
 	_, err = e.SetContext(ctx, b.Host, o)
 	return err
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/admin"
+	"github.com/longhouse-go/longhouse/core/attributes"
 	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/core/httpd"
 	"github.com/longhouse-go/longhouse/core/lock"
@@ -42,6 +43,7 @@ type Node struct {
 	cluster      *cluster // nil for a single node
 	local        *sessions
 	locks        *lock.Locker // of the contexts whose sessions are not replicated
+	attributes   *attributes.Store
 
 	current    atomic.Pointer[core.Engine]
 	connectors []*httpd.Connector
@@ -115,6 +117,10 @@ func newNode(in nodeIn) (*Node, error) {
 		if n.cluster, err = n.newCluster(); err != nil {
 			return nil, err
 		}
+	}
+	var err error
+	if n.attributes, err = attributes.New(attributes.Config{}, n.Channel(), n.settings("attributes")); err != nil {
+		return nil, err
 	}
 	engine, err := n.newEngine(cfg)
 	if err != nil {
@@ -217,6 +223,10 @@ func (n *Node) start(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := n.attributes.Start(ctx); err != nil {
+		return err
+	}
+	n.onStop("context attributes", 2*time.Second, n.attributes.Stop)
 	if err := n.engine().Start(ctx); err != nil {
 		return err
 	}

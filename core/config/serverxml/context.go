@@ -35,6 +35,7 @@ func (r *reader) context(el *element, path, appBase string) config.Context {
 	if x.Path == "/" {
 		x.Path = ""
 	}
+	r.contextClass(a)
 	docBase := a.get("docBase")
 	if at := a.find("distributable"); at != nil {
 		yes := strings.EqualFold(at.value, "true")
@@ -79,6 +80,25 @@ func (r *reader) context(el *element, path, appBase string) config.Context {
 	}
 	r.docBase(&x, a, docBase, appBase)
 	return x
+}
+
+// contextClass reads the class of a Context: what it does here it does anyway.
+func (r *reader) contextClass(a *attrs) {
+	switch class := a.class(); class {
+	case "", "StandardContext":
+	case "ReplicatedContext":
+		if text := a.get("mapSendOptions"); text != "" {
+			if _, ok := parseSendOptions(text); !ok {
+				r.fail(a.posOf("mapSendOptions"), fmt.Sprintf("mapSendOptions=%q is neither a number nor a list of names", cut(text)), "write for example 6, or remove it")
+			} else {
+				r.note(a.posOf("mapSendOptions"), "mapSendOptions of the ReplicatedContext is not read", "a change of a context attribute waits until all nodes that answer have it", "")
+			}
+		}
+		r.note(a.posOf("className"), "the ReplicatedContext needs no word: the attributes of every context that is distributable are replicated",
+			"applications use them by core/attributes; Java objects of Tomcat nodes are not shared", "")
+	default:
+		r.warn(a.posOf("className"), "the context class "+cut(class)+" is not known: it is read as a plain context", "", "")
+	}
 }
 
 // docBase finds what a context serves.
