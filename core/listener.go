@@ -52,7 +52,8 @@ const (
 	// SessionDestroyed: it has expired or was invalidated; it is the last event
 	// of its key.
 	SessionDestroyed
-	// SessionRenewed: it has a new id, and no event of the old one follows.
+	// SessionRenewed: it has a new id, and no event of the old one follows. If a
+	// listener to other nodes knows the new id already, the two are one session.
 	SessionRenewed
 	// AttributeAdded, AttributeReplaced and AttributeRemoved: the application has
 	// set an attribute that was not there, or one that was, or deleted it. Each
@@ -103,8 +104,9 @@ type SessionEvent struct {
 	Reason session.EndKind
 	// Local says that this node has done it.
 	Local bool
-	// Existing is set in SessionCreated if the session was made before this node
-	// could hear of it: before it joined, or while it was cut off.
+	// Existing is set in SessionCreated if this node learns that there is a session
+	// after it was made: it has joined, was cut off, or got a request of the session
+	// before the news.
 	Existing bool
 	// Time is when it happened, by the clock of the node that did it.
 	Time time.Time

@@ -33,8 +33,13 @@ type slot struct {
 	keys     []check
 }
 
-// check is the key of a renewed session.
-type check struct{ old session.Key }
+// check is the key of a renewed session, or that of one which is not in the
+// table and whose end is expected.
+type check struct {
+	old      session.Key
+	expected bool
+	released bool // see expected
+}
 
 // seconds rounds milliseconds up.
 func seconds(ms int64) int64 { return (ms + 999) / 1000 }
@@ -110,8 +115,13 @@ func (t *Table) expireLoop() {
 // expire looks at everything whose second has come.
 func (t *Table) expire(now int64) {
 	var idle, over []*live
+	var ends []expected
 	for second, due := range t.wheel.pop(now / 1000) {
 		for _, c := range due.keys {
+			if c.expected {
+				ends = append(ends, expected{c.old, c.released})
+				continue
+			}
 			t.forgetRenewal(c.old, now)
 		}
 		for _, s := range due.sessions {
@@ -129,6 +139,9 @@ func (t *Table) expire(now int64) {
 	}
 	if len(idle) > 0 {
 		t.release(idle)
+	}
+	if len(ends) > 0 {
+		t.spawn(func() { t.lookFor(ends) })
 	}
 }
 
@@ -288,6 +301,7 @@ func (t *Table) leave(s *live, key session.Key, taken bool) {
 	s.dropped = true
 	delete(sh.live, key)
 	if s.living() {
+		s.expectEnd()
 		t.count.Add(-1)
 		t.m.released.Inc()
 	} else {

@@ -297,7 +297,7 @@ func (h *handle) Renew() error {
 func (h *handle) renew(fresh session.Key, now int64) {
 	s := h.s
 	end := &session.Record{Key: s.key, End: session.Renewed, EndTime: now, RenewedTo: fresh.ID}
-	h.t.tellRenewed(s.key, fresh, true)
+	h.t.tellRenewed(s.key, fresh, s.rec.MaxInactive(), true)
 	s.key = fresh
 	s.rec.DropDeleted() // nobody knows the new id: no need to say what is not there
 	s.size = s.rec.Size()

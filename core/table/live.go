@@ -272,7 +272,7 @@ func (s *live) mergeEnd(r *session.Record, now int64) (moved bool) {
 	if !moved {
 		return false
 	}
-	s.t.tellRenewed(s.key, session.Key{Context: s.key.Context, ID: r.RenewedTo}, false)
+	s.t.tellRenewed(s.key, session.Key{Context: s.key.Context, ID: r.RenewedTo}, 0, false)
 	if changes != nil && len(changes.Attrs) > 0 {
 		// What was changed here goes on under the new id.
 		changes.Key.ID, changes.Created = r.RenewedTo, 0

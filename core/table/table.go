@@ -50,6 +50,9 @@ type Config struct {
 	CommitTimeout time.Duration
 	// LoadTimeout bounds one call of Manager.Load. Default 10 s.
 	LoadTimeout time.Duration
+	// Relay carries events of sessions between nodes, for listeners that want to
+	// hear what other nodes do; nil for none.
+	Relay Relay
 }
 
 // Bounds that need no configuration.
@@ -138,6 +141,7 @@ type flight struct {
 	done    chan struct{}
 	err     error             // valid after done
 	none    bool              // valid after done: there is no such session
+	renewed string            // valid after done: the id that it has now, if none because of that
 	updates []*session.Record // of a Load: changes by others that came meanwhile, under shard.mu
 }
 
@@ -295,9 +299,7 @@ func (t *Table) Create(_ context.Context, contextName string, o session.NewOptio
 	sh.mu.Unlock()
 	s.mu.Lock()
 	s.schedule(now)
-	if t.watches.Load() != nil {
-		t.tell(core.SessionEvent{Kind: core.SessionCreated, Key: s.key, Local: true})
-	}
+	s.tellCreated()
 	s.mu.Unlock()
 	t.m.created.Inc()
 	return h, nil
@@ -417,6 +419,9 @@ func (t *Table) runLoad(sh *shard, key session.Key, f *flight) {
 				rec.Merge(u)
 			}
 		}
+		if rec != nil && rec.End == session.Renewed {
+			f.renewed = rec.RenewedTo
+		}
 		s, f.none, f.err = t.adopt(sh, key, rec)
 	}
 	sh.mu.Unlock()
@@ -450,6 +455,7 @@ func (t *Table) adopt(sh *shard, key session.Key, rec *session.Record) (s *live,
 	s = &live{t: t, key: key, rec: session.MakeReplica(rec), route: t.cfg.Route, foreign: true, shared: rec.LastAccess}
 	s.counter, s.size = rec.Counter(), rec.Size()
 	sh.live[key] = s
+	s.claim()
 	t.m.loaded.Inc()
 	return s, false, nil
 }
