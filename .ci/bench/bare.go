@@ -48,7 +48,7 @@ func bareParts() {
 		a, b := c.start(), c.start()
 		c.together()
 		follows(a.http, b.http, "")
-		jar := jar("bare-"+send, fill(a.http, "/write", users))
+		jar := jar("bare-"+send, fill(a.http, "GET", "/write", users))
 		if send == "async" {
 			compare("/plain, full pipeline", a.http, "/plain", none, 0.9)
 			compare("/read, two nodes", a.http, "/read", jar, 0.9)

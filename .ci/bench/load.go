@@ -119,9 +119,14 @@ func connect(addr string) *connection {
 
 func (c *connection) close() { c.c.Close() }
 
-// get returns the body and the session cookie that was set, if one was.
 func (c *connection) get(path, cookie string) (body, set string, err error) {
-	c.out = append(append(append(c.out[:0], "GET "...), path...), " HTTP/1.1\r\nHost: localhost\r\n"...)
+	return c.ask("GET", path, cookie)
+}
+
+// ask returns the body and the session cookie that was set, if one was.
+func (c *connection) ask(method, path, cookie string) (body, set string, err error) {
+	c.out = append(append(append(c.out[:0], method...), ' '), path...)
+	c.out = append(c.out, " HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n"...)
 	if cookie != "" {
 		c.out = append(append(append(c.out, "Cookie: JSESSIONID="...), cookie...), "\r\n"...)
 	}
@@ -163,14 +168,14 @@ func (c *connection) get(path, cookie string) (body, set string, err error) {
 	if _, err := io.ReadFull(c.r, b); err != nil {
 		return "", "", err
 	}
-	if !strings.HasPrefix(status, "HTTP/1.1 200") {
+	if !strings.HasPrefix(status, "HTTP/1.1 200") && !strings.HasPrefix(status, "HTTP/1.1 303") {
 		return "", "", fmt.Errorf("%s: %s: %.200s", path, status, b)
 	}
 	return string(b), set, nil
 }
 
-// fill makes count sessions by requests for path, and returns their cookies.
-func fill(addr, path string, count int) []string {
+// fill makes count sessions by requests, and returns their cookies.
+func fill(addr, method, path string, count int) []string {
 	cookies := make([]string, count)
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -179,7 +184,7 @@ func fill(addr, path string, count int) []string {
 		wg.Go(func() {
 			defer c.close()
 			for i := next.Add(1) - 1; i < int64(count); i = next.Add(1) - 1 {
-				_, set, err := c.get(path, "")
+				_, set, err := c.ask(method, path, "")
 				if err == nil && set == "" {
 					err = fmt.Errorf("%s: no session", path)
 				}

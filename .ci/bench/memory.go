@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
+	"strings"
 )
 
 // bound is what a session may cost, in bytes, where it is held.
@@ -86,7 +87,8 @@ func held(nodes, n, size int, args ...string) []usage {
 	for i, node := range c.nodes {
 		out[i].heap = -node.heap()
 	}
-	fill(c.nodes[0].http, fmt.Sprintf("/write?size=%d", size), n)
+	// The demo shares the bytes that /write stores among all sessions.
+	fill(c.nodes[0].http, "POST", "/set?dataName=blob&dataValue="+strings.Repeat("x", size), n)
 	if nodes > 1 {
 		for _, node := range c.nodes {
 			node.holds(n)

@@ -93,8 +93,8 @@ func besideTomcat(ctx context.Context, p *peer.Program, manager, send string) {
 	const prefix = "/app" // the context of Tomcat's application
 	follows(ours[0], ours[1], "")
 	follows(theirs[0], theirs[1], prefix)
-	ourJar := jar("ours", fill(ours[0], "/write", users))
-	theirJar := jar("theirs", fill(theirs[0], prefix+"/write", users))
+	ourJar := jar("ours", fill(ours[0], "GET", "/write", users))
+	theirJar := jar("theirs", fill(theirs[0], "GET", prefix+"/write", users))
 	for _, path := range list(*paths) {
 		wrk(theirs[0], prefix+path, theirJar, *warm)
 		wrk(ours[0], path, ourJar, *warm/5)

@@ -45,7 +45,7 @@ func joinUnderLoad(manager string) {
 	a := c.start()
 	c.together()
 	write := fmt.Sprintf("/write?size=%d", *size)
-	cookies := fill(a.http, write, *sessions)
+	cookies := fill(a.http, "GET", write, *sessions)
 	a.holds(*sessions)
 	alone := before
 	if *smoke {
