@@ -43,6 +43,7 @@ var (
 	sizes    = flag.String("sizes", "100,1024", "memory: bytes of a session")
 	stored   = flag.Bool("stored", true, "memory: measure the table of a manager with a store, too (needs redis-server)")
 	profile  = flag.String("profile", "", "transfer: folder for processor profiles of the first node and of the joining one")
+	sets     = flag.String("set", "", "further settings of our nodes, as of longhouse run --set, separated by commas")
 	smoke    = flag.Bool("smoke", false, "everything once and shortly: to see that it works")
 	binary   = flag.String("longhouse", "", "the program to measure; built if empty")
 	serve    = flag.String("serve", "", "serve the bare handler on this address (the program starts itself so)")

@@ -38,6 +38,9 @@ func newCluster(args ...string) *cluster {
 		"run", "--announce", "--set", "admin.address=127.0.0.1:0", "--set", "connectors[0].address=127.0.0.1:0",
 		"--set", "log.level=warn", "--set", "cluster.channel.membership.port=" + freePort("udp"),
 	}}
+	if *sets != "" {
+		args = append(args, list(*sets)...)
+	}
 	for _, a := range args {
 		c.args = append(c.args, "--set", a)
 	}
