@@ -14,7 +14,7 @@ test:
 	go test ./...
 
 # Repeats one simulated history of clients by its name, scenario/seed: make reproduce NAME=lock-kill/7
-# (20 times, because the ids of the nodes are random in each)
+# (up to 20 times: a seed does not decide everything, see conformance/README.md)
 reproduce:
 	go test ./conformance/history -count=20 -failfast -run 'TestHistories$$' -args -history.name='$(NAME)'
 

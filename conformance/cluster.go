@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"testing"
@@ -30,6 +31,18 @@ type Parts struct {
 	// Stagger delays the start of each node after the one before, so that
 	// traces repeat. Default 7 ms.
 	Stagger time.Duration
+}
+
+// nodeID returns the id of a node: it follows from the network's seed, if that is
+// not 0.
+func nodeID(nw *channeltest.SimNet, number int) (id channel.UniqueID) {
+	if nw.Seed() == 0 {
+		return channel.NewUniqueID()
+	}
+	rnd := rand.New(rand.NewPCG(nw.Seed(), uint64(number)))
+	binary.BigEndian.PutUint64(id[:8], rnd.Uint64())
+	binary.BigEndian.PutUint64(id[8:], rnd.Uint64())
+	return id
 }
 
 // Cluster is a group of simulated nodes. Make and use it inside the bubble of
@@ -65,7 +78,7 @@ func NewCluster(tb testing.TB, nw *channeltest.SimNet, size int, p Parts) *Clust
 	}
 	c := &Cluster{tb: tb, Net: nw}
 	for i := range size {
-		n, err := newNode(tb, nw, "n"+strconv.Itoa(i+1), "10.0.0."+strconv.Itoa(i+1), p)
+		n, err := newNode(tb, nw, i+1, p)
 		if err == nil {
 			err = n.start(tb.Context())
 		}
@@ -78,7 +91,8 @@ func NewCluster(tb testing.TB, nw *channeltest.SimNet, size int, p Parts) *Clust
 	return c
 }
 
-func newNode(tb testing.TB, nw *channeltest.SimNet, name, ip string, p Parts) (*Node, error) {
+func newNode(tb testing.TB, nw *channeltest.SimNet, number int, p Parts) (*Node, error) {
+	name, ip := "n"+strconv.Itoa(number), "10.0.0."+strconv.Itoa(number)
 	n := &Node{Name: name, IP: ip, Metrics: channel.NewMetrics()}
 	s := channel.Settings{
 		Name: name, Net: nw.Node(ip), Metrics: n.Metrics,
@@ -102,6 +116,7 @@ func newNode(tb testing.TB, nw *channeltest.SimNet, name, ip string, p Parts) (*
 	rc := tcp.DefaultReceiverConfig()
 	rc.Address = ip
 	n.Channel, err = channel.New(channel.Config{
+		Local:        channel.Member{ID: nodeID(nw, number)},
 		Announcement: channel.Announcement{Name: name, Pipelined: true},
 		Stack:        stack,
 		Sender:       tcp.NewSender(tcp.DefaultSenderConfig(), s),

@@ -206,6 +206,9 @@ func (p LinkPolicy) complete() LinkPolicy {
 	return p
 }
 
+// Seed returns the seed of the configuration.
+func (nw *SimNet) Seed() uint64 { return nw.config.Seed }
+
 // Close crashes all nodes and stops the network. It works twice.
 func (nw *SimNet) Close() {
 	nw.mu.Lock()

@@ -1,6 +1,7 @@
 package history
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -8,7 +9,11 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// With one processor, goroutines run in the same order nearly always.
+func TestMain(m *testing.M) {
+	runtime.GOMAXPROCS(1)
+	goleak.VerifyTestMain(m)
+}
 
 func TestCheck(t *testing.T) {
 	const s = time.Second

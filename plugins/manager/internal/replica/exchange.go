@@ -51,6 +51,8 @@ func (m *Manager) patience(local, member channel.Member) time.Duration {
 // is due.
 func (m *Manager) run() {
 	m.join()
+	// The node's id decides the order, so that simulated nodes can be repeated.
+	pick := rand.New(rand.NewPCG(m.store.self(), 0))
 	check := time.NewTicker(max(m.cfg.SyncInterval, time.Second))
 	defer check.Stop()
 	if m.cfg.SyncInterval == 0 {
@@ -67,7 +69,7 @@ func (m *Manager) run() {
 		case <-timer.C:
 		case <-m.kick:
 		case <-check.C:
-			m.wantAny()
+			m.wantAny(pick)
 			m.replan(false)
 		case <-m.ctx.Done():
 		}
@@ -76,11 +78,11 @@ func (m *Manager) run() {
 }
 
 // wantAny asks for an exchange with one member, whichever.
-func (m *Manager) wantAny() {
+func (m *Manager) wantAny(pick *rand.Rand) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if n := len(m.view.Members); n > 0 {
-		if p := m.peers[m.view.Members[rand.IntN(n)].ID]; p != nil && !p.wanted {
+		if p := m.peers[m.view.Members[pick.IntN(n)].ID]; p != nil && !p.wanted {
 			p.want(time.Now())
 		}
 	}
