@@ -18,7 +18,8 @@ type parcel struct {
 }
 
 // deliver sends the parcels at once and waits as the level says, for each member
-// FaultGrace at most. It returns the members that a parcel did not reach.
+// as long as grace allows. It returns the members that a parcel did not
+// reach.
 func (m *Manager) deliver(ctx context.Context, ps []parcel, level core.Level) (faults []channel.Fault) {
 	if level == core.Async {
 		for _, p := range ps {
@@ -26,8 +27,6 @@ func (m *Manager) deliver(ctx context.Context, ps []parcel, level core.Level) (f
 		}
 		return faults
 	}
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.FaultGrace)
-	defer cancel()
 	if len(ps) == 1 {
 		return m.deliverOne(ctx, ps[0], level)
 	}
@@ -45,6 +44,11 @@ func (m *Manager) deliver(ctx context.Context, ps []parcel, level core.Level) (f
 
 func (m *Manager) deliverOne(ctx context.Context, p parcel, level core.Level) []channel.Fault {
 	to := [1]channel.Member{p.to}
+	if level > core.Async {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, m.grace(p.to))
+		defer cancel()
+	}
 	switch err := m.host.Send(ctx, to[:], level.SendOptions(), p.body); {
 	case err == nil:
 		if level == core.Synced {
@@ -57,6 +61,19 @@ func (m *Manager) deliverOne(ctx context.Context, p parcel, level core.Level) []
 		}
 		return []channel.Fault{{Member: p.to, Err: err}}
 	}
+}
+
+// grace is how long an answer of a member is waited for: until nothing has
+// been heard of it for FaultGrace, when the probes put it aside, and a quarter of
+// that time at least.
+func (m *Manager) grace(member channel.Member) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.peers[member.ID]
+	if p == nil {
+		return m.cfg.FaultGrace
+	}
+	return max(m.cfg.FaultGrace-time.Since(p.heard), m.cfg.FaultGrace/forwardWait)
 }
 
 // note plans an exchange with members that a change did not reach.
