@@ -213,6 +213,9 @@ func (c *Context) Distributable() bool { return c.distributable }
 // distributable on all nodes.
 func (c *Context) Attributes() *attributes.Attributes { return c.attributes }
 
+// Sessions returns the table of the context's sessions, or nil.
+func (c *Context) Sessions() Sessions { return c.sessions }
+
 // PathParam returns the name of the path parameter that carries the session id,
 // in lower case.
 func (c *Context) PathParam() string { return c.param }

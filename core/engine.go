@@ -29,6 +29,10 @@ type EngineOptions struct {
 	Hosts       []HostOptions
 	// Listeners hear of the sessions of all contexts; see also ListeningValve.
 	Listeners []SessionListening
+	// Shared is the table in which valves keep what belongs to a user and not to
+	// one application, as sessions of contexts whose names are no paths; nil for
+	// none.
+	Shared Sessions
 	// Ready says why the node should get no requests yet, or nil. It is asked
 	// per health check and must not block. nil means always ready.
 	Ready func() error
@@ -57,6 +61,7 @@ const (
 // be called concurrently.
 type Engine struct {
 	name, route string
+	shared      Sessions
 	ready       func() error
 	draining    func() bool
 	pipe        *pipeline
@@ -109,7 +114,7 @@ func NewEngine(o EngineOptions, s channel.Settings) (*Engine, error) {
 	}
 	m := s.Metrics
 	e := &Engine{
-		name: o.Name, route: o.Route, ready: o.Ready, draining: o.Draining, log: log,
+		name: o.Name, route: o.Route, shared: o.Shared, ready: o.Ready, draining: o.Draining, log: log,
 		hosts:     map[string]*Host{},
 		life:      make(chan struct{}, 1),
 		listening: newListenerMetrics(m),
@@ -199,6 +204,10 @@ func (e *Engine) Name() string { return e.name }
 
 // Route returns what is appended to session ids, or empty.
 func (e *Engine) Route() string { return e.route }
+
+// Shared returns the table for what belongs to a user and not to one
+// application, or nil.
+func (e *Engine) Shared() Sessions { return e.shared }
 
 // Ready says why the node should get no requests, or nil.
 func (e *Engine) Ready() error {

@@ -46,7 +46,11 @@ type Exchange struct {
 	alsoRequested []requestedID
 
 	sess exchangeSessions
-	out  response
+	// guards are told of the session; values are what the context of the request
+	// returns. Both are fixed before the application runs.
+	guards []SessionGuard
+	values []exchangeValue
+	out    response
 	// locks are what this request has, until unlocked; lockErr is why it did not
 	// get one. All are under sess.mu.
 	locks    []keyLock
@@ -80,10 +84,22 @@ func (c *exchangeContext) Value(key any) any {
 	if _, ok := key.(exchangeKey); ok || session.IsSourceKey(key) {
 		return (*Exchange)(c)
 	}
+	for _, v := range c.values {
+		if v.key == key {
+			return v.value
+		}
+	}
 	return c.parent.Value(key)
 }
 
 func (c *exchangeContext) String() string { return "core.Exchange" }
+
+type exchangeValue struct{ key, value any }
+
+// SetValue makes the contexts of the request return value for key, which must be
+// of a type of its own, as for context.WithValue. It is for valves, before the
+// handler.
+func (x *Exchange) SetValue(key, value any) { x.values = append(x.values, exchangeValue{key, value}) }
 
 // FromContext returns the exchange of the request with that context, or nil if
 // the request does not pass an engine.

@@ -227,6 +227,9 @@ func (x *Exchange) releaseLocks() {
 
 // UpdateRuled implements session.Ruled.
 func (h *heldSession) UpdateRuled(name string, change func(session.Entry, uint64) ([]byte, error)) error {
+	if err := reserved(name); err != nil {
+		return err
+	}
 	r, ok := h.Handle.(session.Ruled)
 	if !ok {
 		return fmt.Errorf("core: the table of context %s has no merge rules", h.x.context.name)

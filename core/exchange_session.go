@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -59,6 +60,101 @@ func (h *heldSession) ID() string {
 		return id
 	}
 	return id + "." + route
+}
+
+// SessionGuard is a valve's part in what a request does with its session.
+type SessionGuard interface {
+	// Admit is told of every session that the request finds or makes, before
+	// anybody else gets it. It may change and renew the session; if it
+	// invalidates it, the request goes on as if there were none. It is not called
+	// for two sessions of a request at a time, and must not ask the exchange for
+	// its session.
+	Admit(x *Exchange, h Handle)
+	// Invalidated is called when the application has invalidated the session,
+	// before Invalidate returns to it.
+	Invalidated(x *Exchange, h Handle)
+}
+
+// Guard has g told of the request's sessions. It is for valves, before the
+// handler.
+func (x *Exchange) Guard(g SessionGuard) { x.guards = append(x.guards, g) }
+
+// ReservedAttribute is how the names of attributes begin that valves keep in a
+// session. The application does not see them.
+const ReservedAttribute = "\x00"
+
+// Names implements session.Session without the reserved names.
+func (h *heldSession) Names() []string {
+	names := h.Handle.Names()
+	n := 0
+	for n < len(names) && strings.HasPrefix(names[n], ReservedAttribute) { // they are sorted
+		n++
+	}
+	return names[n:]
+}
+
+// Set implements session.Session.
+func (h *heldSession) Set(name string, value any) error {
+	if err := reserved(name); err != nil {
+		return err
+	}
+	return h.Handle.Set(name, value)
+}
+
+// Get implements session.Session.
+func (h *heldSession) Get(name string, into any) (bool, error) {
+	if reserved(name) != nil {
+		return false, nil
+	}
+	return h.Handle.Get(name, into)
+}
+
+// Delete implements session.Session.
+func (h *heldSession) Delete(name string) error {
+	if err := reserved(name); err != nil {
+		return err
+	}
+	return h.Handle.Delete(name)
+}
+
+// Update implements session.Session.
+func (h *heldSession) Update(name string, change func([]byte) ([]byte, error)) error {
+	if err := reserved(name); err != nil {
+		return err
+	}
+	return h.Handle.Update(name, change)
+}
+
+func reserved(name string) error {
+	if strings.HasPrefix(name, ReservedAttribute) {
+		return errors.New("core: the names of attributes must not begin with a NUL byte")
+	}
+	return nil
+}
+
+// Invalidate implements session.Session.
+func (h *heldSession) Invalidate() error {
+	err := h.Handle.Invalidate()
+	if err == nil {
+		for _, g := range h.x.guards {
+			g.Invalidated(h.x, h.Handle)
+		}
+	}
+	return err
+}
+
+// admit asks the guards; it is false if they have ended the session.
+func (x *Exchange) admit(h *heldSession) bool {
+	for _, g := range x.guards {
+		if g.Admit(x, h.Handle); !h.Valid() {
+			ended := *h
+			x.sess.mu.Lock()
+			x.sess.ended = append(x.sess.ended, &ended)
+			x.sess.mu.Unlock()
+			return false
+		}
+	}
+	return true
 }
 
 // Session returns the request's session. If there is none it makes one, or
@@ -163,8 +259,11 @@ func (x *Exchange) findOrCreate(search, create bool) (heldSession, error) {
 			if err != nil {
 				return heldSession{}, fmt.Errorf("core: find session %s: %w", session.Prefix(q.id), err)
 			}
-			if h != nil {
-				return heldSession{Handle: h, x: x, presented: q, announced: q.raw}, nil
+			if h == nil {
+				continue
+			}
+			if held := (heldSession{Handle: h, x: x, presented: q, announced: q.raw}); x.admit(&held) {
+				return held, nil
 			}
 		}
 	}
@@ -187,7 +286,11 @@ func (x *Exchange) findOrCreate(search, create bool) (heldSession, error) {
 			return heldSession{}, err
 		}
 	}
-	return heldSession{Handle: h, x: x}, nil
+	held := heldSession{Handle: h, x: x}
+	if !x.admit(&held) {
+		return heldSession{}, session.ErrInvalid
+	}
+	return held, nil
 }
 
 // Requested returns the first session id that the client presented, with its

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ func (n *Node) newEngine(cfg *config.Config) (*core.Engine, error) {
 		Name:        cfg.Engine.Name,
 		Route:       cfg.Engine.Route,
 		DefaultHost: cfg.Engine.DefaultHost,
+		Shared:      n.sharedSessions(),
 		Ready:       n.readyError,
 		Draining:    n.drain.is,
 	}
@@ -62,6 +64,14 @@ func (n *Node) newEngine(cfg *config.Config) (*core.Engine, error) {
 		return nil, err
 	}
 	return core.NewEngine(o, n.settings("engine"))
+}
+
+// sharedSessions are those of the cluster's manager, or those of this node.
+func (n *Node) sharedSessions() core.Sessions {
+	if n.cluster != nil {
+		return n.cluster.sessions[0].table
+	}
+	return n.local.table
 }
 
 func isDefaultHost(cfg *config.Config, i int) bool {
@@ -112,7 +122,8 @@ func (n *Node) contextOptions(cfg *config.Config, h config.Host, x config.Contex
 	}
 	distributable := cfg.Cluster != nil && (x.Distributable == nil || *x.Distributable)
 	attrs := n.attributes.Context(name, distributable, attributes.Limits{MaxCount: x.Attributes.MaxCount, MaxSize: x.Attributes.MaxSize})
-	handler, err := n.handler(x, AppInfo{Node: n.name, Context: name, Attributes: attrs})
+	info := AppInfo{Node: n.name, Context: name, Attributes: attrs}
+	handler, err := n.handler(x, info)
 	if err != nil {
 		return fail(err)
 	}
@@ -130,8 +141,17 @@ func (n *Node) contextOptions(cfg *config.Config, h config.Host, x config.Contex
 		Tracking:      tracking(x.Session),
 		MaxInactive:   sessionTimeout(x.Session),
 	}
+	if a := findApp(n.parts.Apps, x.App); a != nil && a.Listeners != nil {
+		o.Listeners = a.Listeners(info)
+	}
 	locks := n.locks
 	if o.Distributable {
+		o.ClusterEvents = clusterEvents(cmp.Or(x.Session.Listeners, cfg.Cluster.Listeners))
+		if x.Send != "" {
+			if o.Level, err = parseLevel(x.Send); err != nil {
+				return fail(err)
+			}
+		}
 		o.Sessions = n.cluster.tableFor(name)
 		locks = n.cluster.locks
 	} else {
@@ -141,6 +161,21 @@ func (n *Node) contextOptions(cfg *config.Config, h config.Host, x config.Contex
 		o.Locker, o.LockTimeout = locks.With(x.Session.LockLease), x.Session.LockTimeout
 	}
 	return o, nil
+}
+
+// clusterEvents are the kinds that listeners hear of other nodes.
+func clusterEvents(listeners string) (kinds core.SessionEventKind) {
+	sessions, ids, attributes, _ := config.ListenerKinds(listeners) // the validation has refused others
+	if sessions {
+		kinds |= core.SessionCreated | core.SessionDestroyed
+	}
+	if ids {
+		kinds |= core.SessionRenewed
+	}
+	if attributes {
+		kinds |= core.AttributeEvents
+	}
+	return kinds
 }
 
 var errNoApp = errors.New("it has neither an application (app) nor a directory (dir), and none is compiled in for its path")
