@@ -22,6 +22,7 @@ var (
 	runs     = flag.Int("runs", 3, "how often a node is killed in the failover tests")
 	managers = flag.String("manager", "delta,backup", "which managers the failover tests run with, separated by commas")
 	strict   = flag.Bool("strict", false, "hold the failover tests to the times of an idle machine")
+	dice     = flag.Uint64("seed", 1, "decides which node is killed when")
 	sessions = flag.Int("sessions", 3000, "how many sessions a joining node receives, and how many users a rolling restart has if it is given")
 )
 

@@ -31,6 +31,9 @@ type SessionLock interface {
 	// Unlock gives the session back; zero says that the caller did not work on
 	// it, so that what Last said still counts. It does not wait, and works twice.
 	Unlock(SessionState)
+	// Break gives the session back instead of Unlock, if it is not known whether
+	// what was changed has been stored.
+	Break()
 }
 
 // SessionState tells states of one session apart.
@@ -54,7 +57,7 @@ type Versioned interface {
 }
 
 // DefaultLockTimeout bounds how long a request waits for a session's lock.
-const DefaultLockTimeout = 5 * time.Second
+const DefaultLockTimeout = 10 * time.Second
 
 // ErrLocked: a session could not be locked, or not be kept.
 var ErrLocked = errors.New("the session is in use by another request")
@@ -90,6 +93,12 @@ type keyLock struct {
 // findLocked finds a session and locks it, under the id that it has now. Only
 // what a lock protects is looked at.
 func (x *Exchange) findLocked(ctx context.Context, key session.Key) (Handle, error) {
+	x.sess.mu.Lock()
+	failed := x.lockErr
+	x.sess.mu.Unlock()
+	if failed != nil { // once is enough
+		return nil, failed
+	}
 	ctx, cancel := context.WithTimeout(ctx, x.context.lockTimeout)
 	defer cancel()
 	h, err := x.lockAndFind(ctx, key)
@@ -202,9 +211,11 @@ func (x *Exchange) releaseLocks() {
 		return
 	}
 	ended, current := x.held()
+	stored := true
 	if x.context.distributable {
 		if err := x.commitSessions(Synced); err != nil { // nothing to do, unless the response was cut off
 			x.engine.metrics.lostCommits.Inc()
+			stored = false
 		}
 	}
 	var state SessionState
@@ -221,7 +232,11 @@ func (x *Exchange) releaseLocks() {
 	x.unlocked = true
 	x.sess.mu.Unlock()
 	for _, l := range locks {
-		l.Unlock(state)
+		if stored {
+			l.Unlock(state)
+		} else {
+			l.Break()
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,9 @@ const (
 	Swap
 	// Write writes a register without looking.
 	Write
+	// Add adds one to a register, a decimal number that begins as nothing for 0:
+	// New is the sum that it answered.
+	Add
 )
 
 // Op is one request to a register, an attribute of a session.
@@ -35,7 +39,8 @@ type Op struct {
 	Client   int
 	Kind     Kind
 	Register string
-	// New is what it wrote, different for each request; Old is what it read.
+	// New is what it wrote, different for each Swap and Write; Old is what it
+	// read.
 	New, Old string
 	// Unknown: there was no answer, or one that does not say whether the change
 	// was made. It may take effect at any later time, or never.
@@ -53,9 +58,14 @@ func (o Op) String() string {
 		what = fmt.Sprintf("read %q and wrote %q", o.Old, o.New)
 	case Write:
 		what = fmt.Sprintf("wrote %q", o.New)
+	case Add:
+		what = fmt.Sprintf("added one, which made %q", o.New)
 	}
 	if o.Unknown {
 		what = fmt.Sprintf("maybe wrote %q", o.New)
+		if o.Kind == Add {
+			what = "maybe added one"
+		}
 	}
 	return fmt.Sprintf("%8.3fs to %8.3fs client %d, %s: %s", o.Call.Seconds(), o.Return.Seconds(), o.Client, o.Register, what)
 }
@@ -107,6 +117,10 @@ var model = porcupine.Model{
 			return o.Old == state, state
 		case o.Kind == Swap && !o.Unknown && o.Old != state:
 			return false, state
+		case o.Kind == Add:
+			n, _ := strconv.Atoi(state.(string)) // nothing is 0
+			sum := strconv.Itoa(n + 1)
+			return o.Unknown || o.New == sum, sum
 		}
 		return true, o.New
 	},

@@ -23,6 +23,9 @@ func TestCheck(t *testing.T) {
 	read := func(from, to time.Duration, old string) Op {
 		return Op{Client: 9, Kind: Read, Register: "a", Old: old, Call: from, Return: to}
 	}
+	add := func(client int, from, to time.Duration, sum string) Op {
+		return Op{Client: client, Kind: Add, Register: "a", New: sum, Call: from, Return: to}
+	}
 	unknown := func(o Op) Op { o.Unknown = true; return o }
 	for _, c := range []struct {
 		name string
@@ -36,6 +39,10 @@ func TestCheck(t *testing.T) {
 		{"no answer, made", []Op{unknown(swap(1, 0, s, "", "x")), read(2*s, 3*s, ""), read(4*s, 5*s, "x")}, true},
 		{"no answer, never made", []Op{unknown(swap(1, 0, s, "", "x")), read(2*s, 3*s, ""), swap(2, 4*s, 5*s, "", "y"), read(6*s, 7*s, "y")}, true},
 		{"comes back", []Op{swap(1, 0, s, "", "x"), swap(2, 2*s, 3*s, "x", "y"), read(4*s, 5*s, "x")}, false},
+		{"counted", []Op{add(1, 0, 9*s, "2"), add(2, 0, 9*s, "1"), read(9*s, 10*s, "2")}, true},
+		{"counted once", []Op{add(1, 0, 9*s, "1"), add(2, 0, 9*s, "1")}, false},
+		{"counted too late", []Op{unknown(add(1, 0, s, "")), add(2, 2*s, 3*s, "1"), read(4*s, 5*s, "2")}, true},
+		{"counted twice", []Op{unknown(add(1, 0, s, "")), add(2, 2*s, 3*s, "1"), read(4*s, 5*s, "3")}, false},
 		{"out of nothing", []Op{read(0, s, "z")}, false},
 	} {
 		err := Check(c.ops, 10*time.Second)

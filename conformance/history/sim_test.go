@@ -148,7 +148,8 @@ type options struct {
 	nodes int
 	lock  bool
 	level core.Level
-	lease time.Duration
+	// timeout is how long a request waits for its session; 0 is the default.
+	timeout time.Duration
 	// manager is delta if it is not set.
 	manager core.ManagerFactory
 }
@@ -168,7 +169,7 @@ func newCluster(t *testing.T, nw *channeltest.SimNet, o options) *cluster {
 				t.Fatal(err)
 			}
 			c.lockers = append(c.lockers, l)
-			co.Locker = l.With(o.lease)
+			co.Locker, co.LockTimeout = l.With(0), o.timeout
 		}
 		e, err := core.NewEngine(core.EngineOptions{
 			Name: n.Name, Hosts: []core.HostOptions{{Name: "localhost", Contexts: []core.ContextOptions{co}}},
@@ -262,7 +263,7 @@ func (c *cluster) node(rnd *rand.Rand) int {
 }
 
 // clients runs clients that read and write two attributes of the session.
-func (c *cluster) clients(seed uint64, clients, requests int) {
+func (c *cluster) clients(seed uint64, clients, requests, think int) {
 	var wg sync.WaitGroup
 	for client := range clients {
 		wg.Go(func() {
@@ -273,7 +274,7 @@ func (c *cluster) clients(seed uint64, clients, requests int) {
 				if rnd.IntN(3) == 0 {
 					o.Kind, o.New = history.Read, ""
 				}
-				c.op(client, c.node(rnd), o, rnd.IntN(30))
+				c.op(client, c.node(rnd), o, rnd.IntN(think))
 			}
 		})
 	}
@@ -308,34 +309,42 @@ var scenarios = []scenario{
 	{"lock-loss", channeltest.LinkPolicy{Latency: 2 * time.Millisecond, Jitter: 20 * time.Millisecond, Loss: 0.02}, func(t *testing.T, nw *channeltest.SimNet, seed uint64) {
 		c := newCluster(t, nw, options{nodes: 3, lock: true})
 		defer c.stop()
-		c.clients(seed, 4, 12)
+		c.clients(seed, 4, 12, 30)
 		c.linearizable()
 	}},
 	{"lock-kill", channeltest.LinkPolicy{Jitter: 3 * time.Millisecond}, func(t *testing.T, nw *channeltest.SimNet, seed uint64) {
-		c := newCluster(t, nw, options{nodes: 4, lock: true, lease: 3 * time.Second})
+		c := newCluster(t, nw, options{nodes: 4, lock: true})
 		defer c.stop()
 		rnd := rand.New(rand.NewPCG(seed, 99))
 		time.AfterFunc(time.Duration(200+rnd.IntN(1500))*time.Millisecond, func() { c.kill(rnd.IntN(4)) })
-		c.clients(seed, 4, 15)
+		c.clients(seed, 4, 15, 30)
+		c.linearizable()
+	}},
+	{"lock-slow", channeltest.LinkPolicy{Jitter: 3 * time.Millisecond}, func(t *testing.T, nw *channeltest.SimNet, seed uint64) {
+		c := newCluster(t, nw, options{nodes: 4, lock: true, timeout: 20 * time.Second})
+		defer c.stop()
+		rnd := rand.New(rand.NewPCG(seed, 95))
+		time.AfterFunc(time.Duration(rnd.IntN(15000))*time.Millisecond, func() { c.crash(rnd.IntN(4)) })
+		c.clients(seed, 4, 6, 4000) // longer than a node may be silent
 		c.linearizable()
 	}},
 	{"lock-cut", channeltest.LinkPolicy{Jitter: 3 * time.Millisecond}, func(t *testing.T, nw *channeltest.SimNet, seed uint64) {
-		c := newCluster(t, nw, options{nodes: 4, lock: true, lease: 4 * time.Second})
+		c := newCluster(t, nw, options{nodes: 4, lock: true})
 		defer c.stop()
 		rnd := rand.New(rand.NewPCG(seed, 97))
 		ip := c.Nodes[rnd.IntN(4)].IP // for too short a time to be taken for dead
 		time.AfterFunc(time.Duration(200+rnd.IntN(1000))*time.Millisecond, func() { nw.Isolate(ip) })
 		time.AfterFunc(time.Duration(1300+rnd.IntN(800))*time.Millisecond, nw.Heal)
-		c.clients(seed, 4, 15)
+		c.clients(seed, 4, 15, 30)
 		c.linearizable()
 	}},
 	{"lock-crash", channeltest.LinkPolicy{Jitter: 3 * time.Millisecond}, func(t *testing.T, nw *channeltest.SimNet, seed uint64) {
-		c := newCluster(t, nw, options{nodes: 5, lock: true, lease: 4 * time.Second})
+		c := newCluster(t, nw, options{nodes: 5, lock: true})
 		defer c.stop()
 		rnd := rand.New(rand.NewPCG(seed, 96))
 		time.AfterFunc(time.Duration(200+rnd.IntN(1000))*time.Millisecond, func() { c.crash(rnd.IntN(2)) })
 		time.AfterFunc(time.Duration(9000+rnd.IntN(1000))*time.Millisecond, func() { c.kill(2 + rnd.IntN(2)) })
-		c.clients(seed, 4, 30)
+		c.clients(seed, 4, 30, 30)
 		c.linearizable()
 	}},
 	{"split-delta", channeltest.LinkPolicy{Jitter: 3 * time.Millisecond}, split(delta.Factory)},
@@ -497,7 +506,7 @@ func TestWithoutLock(t *testing.T) {
 		channeltest.Run(t, channeltest.SimConfig{Seed: seed + 1}, func(t *testing.T, nw *channeltest.SimNet) {
 			c := newCluster(t, nw, options{nodes: 3, level: core.Synced})
 			defer c.stop()
-			c.clients(seed+1, 4, 12)
+			c.clients(seed+1, 4, 12, 30)
 			if err := history.Check(c.rec.Ops(), time.Minute); err != nil {
 				wrong++
 			}

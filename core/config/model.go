@@ -174,11 +174,11 @@ type Session struct {
 	// Default none.
 	Lock string `yaml:"lock"`
 	// LockTimeout bounds how long a request waits for its session; then it is
-	// answered with 503. Default 5s.
+	// answered with 503. It should be longer than what the failure detector needs
+	// to find out that a node does not answer. Default 10s.
 	LockTimeout time.Duration `yaml:"lock_timeout"`
 	// LockLease bounds how long a request may have its session: then the next
-	// one gets it, and this one is answered with 503. It is also how long the
-	// sessions are blocked that a node had when it died. Default 30s.
+	// one gets it, and this one is answered with 503. Default 30s.
 	LockLease time.Duration `yaml:"lock_lease"`
 }
 

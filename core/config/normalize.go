@@ -148,7 +148,7 @@ func (x *Context) normalize(clustered bool) {
 	fill(&s.MaxSize, 16<<20)
 	fill(&s.WarnSize, 1<<20)
 	fill(&s.Lock, "none")
-	fill(&s.LockTimeout, 5*time.Second)
+	fill(&s.LockTimeout, 10*time.Second)
 	fill(&s.LockLease, 30*time.Second)
 }
 

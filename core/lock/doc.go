@@ -12,17 +12,21 @@
 //	        ◄─ when the one before gives it back, or its lease is over ─
 //
 // One voter may die at any time: the other one still knows who has the session.
-// Whatever a dead or frozen node had is free when its lease is over, counted by
-// the voter from the grant on and by the holder from before its question on: the
-// holder's always ends first. Because its clock is all that a holder needs to
-// know that it is too late, a node that was frozen, or cut off, does not report
-// success after somebody else got the session. What it may still write is
-// beaten by its successor: that one skips the versions which its predecessor
-// could have used. A node that comes back under its old address with a new
-// identity has surely ended before: what it had is free at once.
+// A node that has a session, or waits for it, tells the voters twice a second
+// that it is alive, and they confirm it. Whatever a dead or frozen node had is
+// free when it has been silent for two seconds, or when the lease of the request
+// is over, counted by the voter from when it heard and by the holder from before
+// it spoke: the holder's time always ends first. Because its clock is all that a
+// holder needs to know that it is too late, a node that was frozen, or cut off,
+// does not report success after somebody else got the session. What it may still
+// write is beaten by its successor: that one skips the versions which its
+// predecessor could have used. Voters are asked in an order that all nodes agree
+// on, also while the view changes: who has to ask an earlier one gives back what
+// later ones have granted. A node that comes back under its old address with a
+// new identity has surely ended before: what it had is free at once.
 //
 // A voter tells those who have become voters who holds what. If both voters of a
-// session go within one lease, or both are replaced in one change of the view
+// session go within two seconds, or both are replaced in one change of the view
 // and this news is late, two requests can have a session at a time; then the
 // usual merging decides, and conflicts are counted. The two sides of a split
 // have voters of their own: on both sides requests go on, one at a time on each,

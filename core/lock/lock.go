@@ -29,6 +29,11 @@ type Config struct {
 const DefaultLease = 30 * time.Second
 
 const (
+	// term is how long a node may be silent before a voter takes for free what
+	// the node holds, and keepEvery how often a node that holds something, or
+	// waits for it, tells the voters that it is alive.
+	term      = 2 * time.Second
+	keepEvery = term / 4
 	// askAgain is the pause before a voter is asked again.
 	askAgain = time.Second
 	// sendTimeout bounds the sending of one message.
@@ -39,6 +44,8 @@ const (
 	// maxStateAge is how long the next holder has to wait for the state that the
 	// last one left.
 	maxStateAge = 30 * time.Second
+	// maxNodes bounds the nodes that are noted as alive.
+	maxNodes = 4096
 	// maxTries is how often it is tried to give a session back.
 	maxTries = 3
 )
@@ -70,11 +77,18 @@ type Locker struct {
 	number  uint64
 	sends   int
 	stopped bool
+	// alive is when what a node holds is free, unless it is heard of before.
+	alive map[channel.UniqueID]time.Time
+	// kept is until when a voter, as it has confirmed, takes this node for alive.
+	kept map[channel.UniqueID]time.Time
+	// keeper runs while this node holds something or waits for it, else nil.
+	keeper *time.Timer
+	born   time.Time // the times of kindKeep count from here
 }
 
 // asking is a request that waits for a voter.
 type asking struct {
-	voter channel.UniqueID
+	voter channel.Member
 	got   chan message // one
 }
 
@@ -92,6 +106,7 @@ func New(c Config, cluster *core.Cluster, s channel.Settings) *Locker {
 	l := &Locker{
 		cfg: c, cluster: cluster, log: s.Logger, changed: make(chan struct{}),
 		entries: map[session.Key]*entry{}, asked: map[uint64]*asking{}, active: map[uint64]*held{},
+		alive: map[channel.UniqueID]time.Time{}, kept: map[channel.UniqueID]time.Time{}, born: time.Now(),
 		m: metrics{
 			granted:  counter("granted", "grants by this node as a voter; a lock needs two"),
 			expired:  counter("expired", "leases that ended before the session was given back"),
@@ -142,6 +157,9 @@ func (l *Locker) setView(v channel.View) {
 func (l *Locker) Stop(ctx context.Context) error {
 	l.mu.Lock()
 	l.stopped = true
+	if l.keeper != nil {
+		l.keeper.Stop()
+	}
 	for _, e := range l.entries {
 		if e.timer != nil {
 			e.timer.Stop()
@@ -226,10 +244,22 @@ func (l *Locker) handle(_ context.Context, msg *channel.Message, body []byte) er
 			grantee: grantee{from.ID, m.Number}, member: from, lease: time.Duration(m.Lease) * time.Millisecond,
 			deadline: time.Now().Add(time.Duration(m.Wait) * time.Millisecond),
 		}
-		l.vote(func(out []answer) []answer { return l.acquire(out, m.key(), w) })
+		l.vote(func(out []answer) []answer {
+			l.heard(from)
+			return l.acquire(out, m.key(), w)
+		})
+	case kindKeep:
+		l.vote(func(out []answer) []answer {
+			l.heard(from)
+			return append(out, answer{from, message{Kind: kindKept, Number: m.Number}})
+		})
+	case kindKept:
+		l.mu.Lock()
+		l.keptUntil(from, l.born.Add(time.Duration(min(m.Number, uint64(time.Since(l.born))))+term))
+		l.mu.Unlock()
 	case kindRelease:
 		l.vote(func(out []answer) []answer {
-			return l.release(out, m.key(), grantee{from.ID, m.Number}, m.Status == statusGranted, m.state())
+			return l.release(out, m.key(), grantee{from.ID, m.Number}, m.Status, m.state())
 		})
 	case kindHolds:
 		l.vote(func(out []answer) []answer {
@@ -257,7 +287,7 @@ func (l *Locker) take(from channel.Member, m *message) {
 	a, h := l.asked[m.Number], l.active[m.Number]
 	late := false
 	switch {
-	case a != nil && a.voter == from.ID:
+	case a != nil && a.voter.Is(from):
 		select {
 		case a.got <- *m:
 		default: // it has an answer already
@@ -266,6 +296,9 @@ func (l *Locker) take(from channel.Member, m *message) {
 	case h != nil:
 		if !slices.ContainsFunc(h.by, func(g grantBy) bool { return g.voter.Is(from) }) {
 			h.by = append(h.by, grantBy{from, m.Number})
+			if time.Now().After(l.kept[from.ID]) {
+				delete(l.kept, from.ID) // of another time
+			}
 		}
 	default:
 		late = m.ID != ""
@@ -287,13 +320,53 @@ func (l *Locker) ask(voter channel.Member, m *message) {
 	}
 	l.vote(func(out []answer) []answer {
 		if m.Kind == kindRelease {
-			return l.release(out, m.key(), grantee{local.ID, m.Number}, m.Status == statusGranted, m.state())
+			return l.release(out, m.key(), grantee{local.ID, m.Number}, m.Status, m.state())
 		}
 		return l.acquire(out, m.key(), waiter{
 			grantee: grantee{local.ID, m.Number}, member: local, lease: time.Duration(m.Lease) * time.Millisecond,
 			deadline: time.Now().Add(time.Duration(m.Wait) * time.Millisecond),
 		})
 	})
+}
+
+// heard notes that a node is alive. l.mu is held.
+func (l *Locker) heard(from channel.Member) {
+	if _, known := l.alive[from.ID]; !known && len(l.alive) >= maxNodes {
+		return // what it gets is free at once
+	}
+	l.alive[from.ID] = time.Now().Add(term)
+}
+
+// keptUntil notes what a voter has confirmed. l.mu is held.
+func (l *Locker) keptUntil(voter channel.Member, t time.Time) {
+	if old, known := l.kept[voter.ID]; t.After(old) && (known || len(l.kept) < maxNodes) {
+		l.kept[voter.ID] = t
+	}
+}
+
+// keep tells the voters of what this node has, or waits for, that it is alive.
+func (l *Locker) keep() {
+	voters := map[channel.UniqueID]channel.Member{}
+	l.mu.Lock()
+	for _, a := range l.asked {
+		voters[a.voter.ID] = a.voter
+	}
+	for _, h := range l.active {
+		for _, g := range h.by {
+			voters[g.voter.ID] = g.voter
+		}
+	}
+	delete(voters, l.view.Local.ID)
+	if len(voters) == 0 || l.stopped {
+		l.keeper = nil
+	} else {
+		l.keeper.Reset(keepEvery)
+	}
+	l.mu.Unlock()
+	now := uint64(time.Since(l.born))
+	for _, v := range voters {
+		l.send(v, &message{Kind: kindKeep, Number: now})
+	}
 }
 
 // With returns the locker for contexts with that lease; 0 is DefaultLease.
@@ -334,16 +407,21 @@ func (a leaser) Lock(ctx context.Context, key session.Key) (core.SessionLock, er
 		l.mu.Lock()
 		voter, ok := h.next(voters(l.view, key))
 		stopped := l.stopped
+		var early []grantBy
+		if ok {
+			early = h.takeEarly(voter)
+		}
 		l.mu.Unlock()
+		h.giveBack(early, statusUnused, core.SessionState{})
 		if stopped {
-			h.free(false, core.SessionState{})
+			h.free(statusUnused, core.SessionState{})
 			return nil, errStopped
 		}
 		if !ok {
 			return h, nil
 		}
 		if err := h.acquire(ctx, voter, a.lease); err != nil {
-			h.free(false, core.SessionState{})
+			h.free(statusUnused, core.SessionState{})
 			if ctx.Err() != nil {
 				l.m.timeouts.Inc()
 			}
@@ -362,15 +440,38 @@ func (h *held) next(two [2]channel.Member) (channel.Member, bool) {
 	return channel.Member{}, false
 }
 
+// takeEarly takes the grants out of h that come after the voter's in the order of
+// asking: the view has changed, and who waits for this voter with those of later
+// ones in its hands could wait for somebody who waits for it. l.mu is held.
+func (h *held) takeEarly(voter channel.Member) (early []grantBy) {
+	digest := h.key.Digest()
+	h.by = slices.DeleteFunc(h.by, func(g grantBy) bool {
+		if score(g.voter.ID, digest) > score(voter.ID, digest) {
+			return false
+		}
+		early = append(early, g)
+		return true
+	})
+	for _, g := range early { // a new voter has the number of the old one's
+		if !slices.ContainsFunc(h.by, func(o grantBy) bool { return o.number == g.number }) {
+			delete(h.l.active, g.number)
+		}
+	}
+	return early
+}
+
 // acquire waits for one voter. It returns without its grant if the view changes
 // so that it is none any more.
 func (h *held) acquire(ctx context.Context, voter channel.Member, lease time.Duration) error {
 	l := h.l
-	a := &asking{voter: voter.ID, got: make(chan message, 1)}
+	a := &asking{voter: voter, got: make(chan message, 1)}
 	l.mu.Lock()
 	l.number++
 	number := l.number
 	l.asked[number] = a
+	if l.keeper == nil && !l.stopped && !voter.Is(l.view.Local) {
+		l.keeper = time.AfterFunc(keepEvery, l.keep)
+	}
 	changed := l.changed
 	l.mu.Unlock()
 	wait := time.Duration(maxLease) * time.Millisecond
@@ -390,7 +491,7 @@ func (h *held) acquire(ctx context.Context, voter channel.Member, lease time.Dur
 				return errFull
 			}
 			// The voter counts from when it granted, which is later.
-			h.grant(voter, start.Add(time.Duration(got.Wait)*time.Millisecond+lease), &got, number)
+			h.grant(voter, start, start.Add(time.Duration(got.Wait)*time.Millisecond+lease), &got, number)
 			return nil
 		case <-changed:
 			l.mu.Lock()
@@ -413,7 +514,7 @@ func (h *held) acquire(ctx context.Context, voter channel.Member, lease time.Dur
 	}
 }
 
-func (h *held) grant(voter channel.Member, until time.Time, m *message, number uint64) {
+func (h *held) grant(voter channel.Member, asked, until time.Time, m *message, number uint64) {
 	if until.Before(h.until) {
 		h.until = until
 	}
@@ -422,6 +523,7 @@ func (h *held) grant(voter channel.Member, until time.Time, m *message, number u
 	h.by = append(h.by, grantBy{voter, number})
 	l.active[number] = h
 	delete(l.asked, number)
+	l.keptUntil(voter, asked.Add(term))
 	mine := l.view.Local.ID
 	l.mu.Unlock()
 	// Both voters have to know that it was this node.
@@ -442,11 +544,35 @@ func (h *held) forget(voter channel.Member, number uint64) {
 
 // Held implements core.SessionLock.
 func (h *held) Held() bool {
-	if time.Now().Before(h.until) {
+	now := time.Now()
+	if now.Before(h.until) && h.kept(now) {
 		return true
 	}
 	h.l.m.lost.Inc()
 	return false
+}
+
+// kept reports whether the voters take this node for alive: all that are in the
+// view, and one at least. The others do not decide any more.
+func (h *held) kept(now time.Time) bool {
+	l := h.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	confirmed := false
+	for _, g := range h.by {
+		until, known := l.kept[g.voter.ID]
+		_, there := l.view.Get(g.voter.ID)
+		switch {
+		case g.voter.Is(l.view.Local):
+			confirmed = true
+		case !there || !known: // or it has just become a voter
+		case now.Before(until):
+			confirmed = true
+		default:
+			return false
+		}
+	}
+	return confirmed
 }
 
 // Last implements core.SessionLock.
@@ -456,11 +582,20 @@ func (h *held) Last() (core.SessionState, bool) { return h.state, h.fresh }
 func (h *held) Broken() uint64 { return h.broken }
 
 // Unlock implements core.SessionLock.
-func (h *held) Unlock(state core.SessionState) { h.free(state != core.SessionState{}, state) }
+func (h *held) Unlock(state core.SessionState) {
+	if state == (core.SessionState{}) {
+		h.free(statusUnused, state)
+	} else {
+		h.free(statusGranted, state)
+	}
+}
+
+// Break implements core.SessionLock.
+func (h *held) Break() { h.free(statusBroken, core.SessionState{}) }
 
 // free tells the voters, the last one first: whoever comes next asks the first
 // one first.
-func (h *held) free(worked bool, state core.SessionState) {
+func (h *held) free(how status, state core.SessionState) {
 	h.done.Do(func() {
 		l := h.l
 		l.mu.Lock()
@@ -469,12 +604,14 @@ func (h *held) free(worked bool, state core.SessionState) {
 			delete(l.active, g.number)
 		}
 		l.mu.Unlock()
-		for _, g := range slices.Backward(by) {
-			m := message{Kind: kindRelease, Number: g.number, Context: h.key.Context, ID: h.key.ID, Counter: state.Counter, Versions: state.Versions}
-			if worked {
-				m.Status = statusGranted
-			}
-			l.ask(g.voter, &m)
-		}
+		h.giveBack(by, how, state)
 	})
+}
+
+func (h *held) giveBack(by []grantBy, how status, state core.SessionState) {
+	for _, g := range slices.Backward(by) {
+		h.l.ask(g.voter, &message{
+			Kind: kindRelease, Number: g.number, Context: h.key.Context, ID: h.key.ID, Status: how, Counter: state.Counter, Versions: state.Versions,
+		})
+	}
 }

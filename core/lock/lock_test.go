@@ -185,6 +185,7 @@ func TestViewChange(t *testing.T) {
 		local, a, b := channeltest.Member(1), channeltest.Member(2), channeltest.Member(3)
 		l.view = channel.NewView(1, local, []channel.Member{a, b})
 		ask := func(m channel.Member, n uint64) waiter {
+			l.heard(m)
 			return waiter{grantee: grantee{m.ID, n}, member: m, lease: time.Minute, deadline: time.Now().Add(time.Hour)}
 		}
 		l.mu.Lock()
@@ -201,6 +202,13 @@ func TestViewChange(t *testing.T) {
 		if len(out) != 0 || len(e.queue) != 1 {
 			t.Fatal("a session was given away while it was held")
 		}
+		l.mu.Unlock()
+		time.Sleep(term - time.Millisecond)
+		l.mu.Lock()
+		if l.acquire(nil, key, ask(b, 4)); !e.held || e.holder.node != a.ID {
+			t.Fatal("a session was given away while its holder could still have it")
+		}
+		l.heard(a)
 		again := a
 		again.ID = channeltest.Member(4).ID
 		out = l.changeView(nil, channel.NewView(4, local, []channel.Member{b, again}))
@@ -209,6 +217,60 @@ func TestViewChange(t *testing.T) {
 		}
 		if e.timer != nil {
 			e.timer.Stop()
+		}
+	})
+}
+
+// A node that says nothing any more loses what it has, and its place in the
+// queue; one that goes on to say that it is alive keeps both.
+func TestSilentNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Config{}, nil, channel.Settings{})
+		defer func() { _ = l.Stop(context.Background()) }()
+		local, a, b := channeltest.Member(1), channeltest.Member(2), channeltest.Member(3)
+		l.view = channel.NewView(1, local, []channel.Member{a, b})
+		say := func(from channel.Member, m message) {
+			m.Context, m.ID = key.Context, key.ID
+			if err := l.handle(t.Context(), &channel.Message{From: from}, encode(&m)); err != nil {
+				t.Error(err)
+			}
+		}
+		holder := func() channel.UniqueID {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if e := l.entries[key]; e.held {
+				return e.holder.node
+			}
+			return channel.UniqueID{}
+		}
+		ask := message{Kind: kindAcquire, Number: 1, Lease: 30_000, Wait: 60_000}
+		say(a, ask)
+		say(b, ask) // it waits
+		for range 20 {
+			time.Sleep(keepEvery)
+			say(a, message{Kind: kindKeep})
+			say(b, message{Kind: kindKeep})
+			if holder() != a.ID {
+				t.Fatal("a node that is alive lost its session")
+			}
+		}
+		time.Sleep(term - time.Millisecond)
+		if holder() != a.ID {
+			t.Error("the node lost its session too early")
+		}
+		say(b, message{Kind: kindKeep})
+		time.Sleep(2 * time.Millisecond)
+		if e := l.entries[key]; holder() != b.ID || e.broken != 1 {
+			t.Error("the session of a silent node is not free")
+		}
+		say(a, message{Kind: kindAcquire, Number: 2, Lease: 30_000, Wait: 60_000}) // it waits, and says nothing then
+		for range 5 {
+			time.Sleep(keepEvery)
+			say(b, message{Kind: kindKeep})
+		}
+		say(b, message{Kind: kindRelease, Number: 1, Status: statusBroken})
+		if e := l.entries[key]; holder() != (channel.UniqueID{}) || e.broken != 2 {
+			t.Errorf("the session was given to a silent node, or its state is not told: %+v", e)
 		}
 	})
 }
@@ -234,6 +296,8 @@ func FuzzMessage(f *testing.F) {
 	f.Add(encode(&message{Kind: kindAcquire, Number: 1, Context: "localhost/", ID: key.ID, Lease: 30000, Wait: 5000}))
 	f.Add(encode(&message{Kind: kindAnswer, Number: 1, Status: statusGranted, Counter: 7, Last: make([]byte, 16)}))
 	f.Add(encode(&message{Kind: kindHolds, Number: 1, ID: key.ID, Lease: 1, Holder: make([]byte, 16)}))
+	f.Add(encode(&message{Kind: kindKeep, Number: 1 << 63}))
+	f.Add(encode(&message{Kind: kindKept, Number: 1 << 63}))
 	f.Add([]byte{0xa1, 1, 1})
 	l := New(Config{MaxSessions: 100}, nil, channel.Settings{})
 	f.Cleanup(func() { _ = l.Stop(context.Background()) })

@@ -21,6 +21,8 @@ const (
 	kindAnswer
 	kindRelease
 	kindHolds // a voter tells a new one who holds the session
+	kindKeep  // a node that holds something, or waits for it, is alive
+	kindKept  // a voter has heard that
 )
 
 type status uint8
@@ -28,13 +30,17 @@ type status uint8
 const (
 	statusGranted status = iota + 1
 	statusFull           // too many are waiting
+	// Of a release; statusGranted says that it counts.
+	statusBroken        // what the holder has changed may still arrive, or not
+	statusUnused status = 0
 )
 
 // message is a CBOR map of small integers; unknown keys are skipped. Durations
 // are in milliseconds.
 type message struct {
 	Kind kind `cbor:"1,keyasint"`
-	// Number is the request's, unique on its node.
+	// Number is the request's, unique on its node; of kindKeep and kindKept the
+	// time since a fixed one, in nanoseconds.
 	Number  uint64 `cbor:"2,keyasint,omitempty"`
 	Context string `cbor:"3,keyasint,omitempty"`
 	ID      string `cbor:"4,keyasint,omitempty"`
@@ -88,9 +94,9 @@ func decode(b []byte) (m message, err error) {
 	}
 	ids := func(b []byte) bool { return len(b) == 0 || len(b) == len(channel.UniqueID{}) }
 	switch {
-	case m.Kind < kindAcquire || m.Kind > kindHolds:
+	case m.Kind < kindAcquire || m.Kind > kindKept:
 		return m, fmt.Errorf("%w: kind %d", errMessage, m.Kind)
-	case m.Kind != kindAnswer && (m.ID == "" || len(m.ID) > session.MaxID || len(m.Context) > session.MaxContext):
+	case m.Kind != kindAnswer && m.Kind < kindKeep && (m.ID == "" || len(m.ID) > session.MaxID || len(m.Context) > session.MaxContext):
 		return m, fmt.Errorf("%w: the session's key", errMessage)
 	case m.Lease < 0 || m.Lease > maxLease || m.Wait < 0 || m.Wait > maxLease:
 		return m, fmt.Errorf("%w: a time out of range", errMessage)

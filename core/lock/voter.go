@@ -1,6 +1,7 @@
 package lock
 
 import (
+	"maps"
 	"net/netip"
 	"time"
 
@@ -98,7 +99,7 @@ func (l *Locker) room() bool {
 
 // advance gives the session to the next one, if it is free.
 func (l *Locker) advance(out []answer, key session.Key, e *entry, now time.Time) []answer {
-	if e.held && !now.Before(e.until) {
+	if e.held && !now.Before(l.ends(e)) {
 		l.m.expired.Inc()
 		e.held = false
 		e.broken++
@@ -106,8 +107,8 @@ func (l *Locker) advance(out []answer, key session.Key, e *entry, now time.Time)
 	for !e.held && len(e.queue) > 0 {
 		w := e.queue[0]
 		e.queue = e.queue[1:]
-		if !now.Before(w.deadline) {
-			continue
+		if !now.Before(w.deadline) || w.node != l.view.Local.ID && !now.Before(l.alive[w.node]) {
+			continue // if it is only late it asks again
 		}
 		e.held, e.holder, e.until, e.waited = true, w, now.Add(w.lease), now.Sub(w.since)
 		l.m.granted.Inc()
@@ -118,16 +119,34 @@ func (l *Locker) advance(out []answer, key session.Key, e *entry, now time.Time)
 		e.timer = nil
 	}
 	if e.held && len(e.queue) > 0 && !l.stopped {
-		e.timer = time.AfterFunc(e.until.Sub(now), func() {
+		holder := e.holder.grantee
+		e.timer = time.AfterFunc(min(l.ends(e).Sub(now), keepEvery), func() {
 			l.vote(func(out []answer) []answer {
 				if l.entries[key] != e || l.stopped {
 					return out
+				}
+				if e.held && e.holder.grantee == holder {
+					// If its request has ended, which could not be told, it is given
+					// back now.
+					out = append(out, e.answer(key))
 				}
 				return l.advance(out, key, e, time.Now())
 			})
 		})
 	}
 	return out
+}
+
+// ends is when the session is free, unless its holder gives it back or is heard of
+// before.
+func (l *Locker) ends(e *entry) time.Time {
+	if e.holder.node == l.view.Local.ID {
+		return e.until
+	}
+	if t := l.alive[e.holder.node]; t.Before(e.until) {
+		return t
+	}
+	return e.until
 }
 
 func (e *entry) answer(key session.Key) answer {
@@ -144,7 +163,7 @@ func (e *entry) answer(key session.Key) answer {
 }
 
 // release takes the session back, or the request out of the queue.
-func (l *Locker) release(out []answer, key session.Key, g grantee, worked bool, state core.SessionState) []answer {
+func (l *Locker) release(out []answer, key session.Key, g grantee, how status, state core.SessionState) []answer {
 	e := l.entries[key]
 	if e == nil {
 		return out
@@ -159,8 +178,11 @@ func (l *Locker) release(out []answer, key session.Key, g grantee, worked bool, 
 		return l.advance(out, key, e, time.Now())
 	}
 	e.held = false
-	if worked {
+	switch how {
+	case statusGranted:
 		e.state, e.last, e.broken, e.at = state, g.node, 0, time.Now()
+	case statusBroken:
+		e.broken++
 	}
 	return l.advance(out, key, e, time.Now())
 }
@@ -178,8 +200,12 @@ func (l *Locker) holds(out []answer, m *message, member channel.Member) []answer
 	if e.held {
 		return out
 	}
-	e.held, e.until = true, time.Now().Add(time.Duration(m.Lease)*time.Millisecond)
+	now := time.Now()
+	e.held, e.until = true, now.Add(time.Duration(m.Lease)*time.Millisecond)
 	e.holder = waiter{grantee: grantee{uniqueID(m.Holder), m.Number}, member: member}
+	if !now.Before(l.alive[e.holder.node]) {
+		l.heard(member) // by the other voter
+	}
 	e.broken = max(e.broken, m.Broken)
 	if e.state.Counter < m.Counter {
 		e.state, e.last, e.at = m.state(), uniqueID(m.Last), time.Now()
@@ -200,6 +226,12 @@ func (l *Locker) changeView(out []answer, v channel.View) []answer {
 	before := l.view
 	l.view = v
 	now := time.Now()
+	for _, m := range []map[channel.UniqueID]time.Time{l.alive, l.kept} {
+		maps.DeleteFunc(m, func(id channel.UniqueID, t time.Time) bool {
+			_, there := present[id]
+			return !there && now.After(t)
+		})
+	}
 	for key, e := range l.entries {
 		queue := e.queue[:0]
 		for _, w := range e.queue {
@@ -209,7 +241,9 @@ func (l *Locker) changeView(out []answer, v channel.View) []answer {
 		}
 		e.queue = queue
 		if e.held {
-			if _, there := present[e.holder.node]; !there {
+			if m, there := present[e.holder.node]; there {
+				e.holder.member = m
+			} else {
 				if id, again := address[e.holder.member.Addr()]; again && id != e.holder.node && e.holder.member.Port != 0 {
 					e.until = now
 				}
