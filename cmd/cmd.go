@@ -87,10 +87,15 @@ func Manager(f core.ManagerFactory) Option {
 }
 
 // App serves an application under a context path of the default host, "" for the
-// root. A configured context of that path may say more about it.
-func App(path string, h http.Handler) Option {
+// root. A configured context of that path may say more about it. The listeners
+// hear of its sessions.
+func App(path string, h http.Handler, listeners ...core.SessionListening) Option {
 	return func(a *assembly) {
-		a.apps = append(a.apps, container.App{Name: path, Path: &path, New: func(container.AppInfo) http.Handler { return h }})
+		a.apps = append(a.apps, container.App{
+			Name: path, Path: &path,
+			New:       func(container.AppInfo) http.Handler { return h },
+			Listeners: func(container.AppInfo) []core.SessionListening { return listeners },
+		})
 	}
 }
 

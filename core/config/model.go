@@ -1,6 +1,9 @@
 package config
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Config is the configuration of one node. See the README of cmd for a commented
 // example.
@@ -130,8 +133,11 @@ type Context struct {
 	// share; see package core/attributes.
 	Attributes Attributes `yaml:"attributes"`
 	// Manager replaces the cluster's manager for this context.
-	Manager *Component  `yaml:"manager"`
-	Valves  []Component `yaml:"valves"`
+	Manager *Component `yaml:"manager"`
+	// Send says what a request waits for: async, ack or sync. Default is the
+	// cluster's.
+	Send   string      `yaml:"send"`
+	Valves []Component `yaml:"valves"`
 
 	// Placeholder says that nobody wrote App: an application that is compiled
 	// in for this path takes its place.
@@ -180,6 +186,34 @@ type Session struct {
 	// LockLease bounds how long a request may have its session: then the next
 	// one gets it, and this one is answered with 503. Default 30s.
 	LockLease time.Duration `yaml:"lock_lease"`
+	// Listeners is what the session listeners of the application hear of other
+	// nodes, beyond what each asks for itself: local (nothing), cluster
+	// (everything), or some of sessions (made and ended), ids (renewed) and
+	// attributes, separated by commas. Default is the cluster's.
+	Listeners string `yaml:"listeners"`
+}
+
+// ListenerKinds reads a value of Session.Listeners.
+func ListenerKinds(text string) (sessions, ids, attributes, ok bool) {
+	switch text {
+	case "", "local":
+		return false, false, false, true
+	case "cluster":
+		return true, true, true, true
+	}
+	for word := range strings.SplitSeq(text, ",") {
+		switch strings.TrimSpace(word) {
+		case "sessions":
+			sessions = true
+		case "ids":
+			ids = true
+		case "attributes":
+			attributes = true
+		default:
+			return false, false, false, false
+		}
+	}
+	return sessions, ids, attributes, true
 }
 
 // Cluster joins the node to others.
@@ -188,9 +222,12 @@ type Cluster struct {
 	// Default async.
 	Send string `yaml:"send"`
 	// Manager keeps the sessions. Default delta.
-	Manager  Component  `yaml:"manager"`
-	Channel  Channel    `yaml:"channel"`
-	Deployer *Component `yaml:"deployer"`
+	Manager Component `yaml:"manager"`
+	// Listeners is session.listeners of the contexts that do not say it
+	// themselves. Default local.
+	Listeners string     `yaml:"listeners"`
+	Channel   Channel    `yaml:"channel"`
+	Deployer  *Component `yaml:"deployer"`
 
 	Pos Pos `yaml:"-"`
 }

@@ -154,6 +154,7 @@ func (x *Context) normalize(clustered bool) {
 
 func (c *Cluster) normalize() {
 	fill(&c.Send, "async")
+	fill(&c.Listeners, "local")
 	fill(&c.Manager.Use, DefaultManager)
 	ch := &c.Channel
 	fill(&ch.Membership.Use, DefaultMembership)

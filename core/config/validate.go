@@ -338,10 +338,23 @@ func (v *validator) context(x Context, at string) {
 	within(v, x.Pos, at+".session.warn_size", s.WarnSize, 1, maxFrame)
 	v.oneOf(x.Pos, at+".session.lock", s.Lock, "none", "session")
 	within(v, x.Pos, at+".session.lock_timeout", s.LockTimeout, time.Millisecond, time.Hour)
+	v.listeners(x.Pos, at+".session.listeners", s.Listeners)
+	if x.Send != "" {
+		v.oneOf(x.Pos, at+".send", x.Send, "async", "ack", "sync")
+		if v.cfg.Cluster == nil {
+			v.add(Warning, x.Pos, at+".send", "the node has no cluster to send anything to", "", "add cluster, or remove send")
+		}
+	}
 	within(v, x.Pos, at+".session.lock_lease", s.LockLease, 100*time.Millisecond, time.Hour)
 	if cl := v.cfg.Cluster; cl != nil && s.MaxSize > cl.Channel.Receiver.MaxFrame {
 		v.fail(x.Pos, at+".session.max_size", fmt.Sprintf("%s is more than a message may have (cluster.channel.receiver.max_frame is %s)",
 			Bytes(s.MaxSize), Bytes(cl.Channel.Receiver.MaxFrame)), "")
+	}
+}
+
+func (v *validator) listeners(pos Pos, path, value string) {
+	if _, _, _, ok := ListenerKinds(value); !ok {
+		v.fail(pos, path, fmt.Sprintf("%q is not local, cluster or a list of sessions, ids, attributes", shorten(value)), "")
 	}
 }
 
@@ -351,6 +364,7 @@ func (v *validator) cluster() {
 		return
 	}
 	v.oneOf(c.Pos, "cluster.send", c.Send, "async", "ack", "sync")
+	v.listeners(c.Pos, "cluster.listeners", c.Listeners)
 	if !v.cfg.Engine.hasValve(ReplicationValve) {
 		v.add(Warning, c.Pos, "engine.valves", "there is no replication valve", "sessions are not replicated at the end of a request, whatever cluster.send says", "add the valve replication")
 	} else if !v.cfg.Engine.hasValve(RouteBinderValve) && v.cfg.Engine.Route != "" {

@@ -166,19 +166,21 @@ func TestAttributesOfContexts(t *testing.T) {
 	}
 }
 
-// The README shows the example as it is.
+// The README shows the examples as they are.
 func TestReadme(t *testing.T) {
-	src, err := os.ReadFile("attributes_test.go")
-	if err != nil {
-		t.Fatal(err)
-	}
 	doc, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, code, ok := strings.Cut(string(src), "// README: attributes\n")
-	code, _, ok2 := strings.Cut(code, "// README: end")
-	if !ok || !ok2 || !strings.Contains(string(doc), "```go\n"+strings.TrimSpace(code)+"\n```") {
-		t.Errorf("the README does not show the example as it is:\n%s", code)
+	for _, name := range []string{"attributes", "listeners"} {
+		src, err := os.ReadFile(name + "_test.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, code, ok := strings.Cut(string(src), "// README: "+name+"\n")
+		code, _, ok2 := strings.Cut(code, "// README: end")
+		if !ok || !ok2 || !strings.Contains(string(doc), "```go\n"+strings.TrimSpace(code)+"\n```") {
+			t.Errorf("the README does not show the example as it is:\n%s", code)
+		}
 	}
 }

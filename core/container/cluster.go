@@ -22,6 +22,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel/udp"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/config"
+	"github.com/longhouse-go/longhouse/core/events"
 	"github.com/longhouse-go/longhouse/core/lock"
 	"github.com/longhouse-go/longhouse/core/table"
 )
@@ -32,6 +33,7 @@ type cluster struct {
 	layers   []layer // of the channel's present stack; changed by reload only
 	shared   *core.Cluster
 	locks    *lock.Locker // of the contexts whose sessions are replicated
+	events   *events.Relay
 	sessions []*sessions
 	deployer core.Deployer
 }
@@ -210,6 +212,7 @@ func (n *Node) newCluster() (*cluster, error) {
 	}
 	c := &cluster{channel: ch, layers: layers, shared: core.NewCluster(ch, settings)}
 	c.locks = lock.New(lock.Config{}, c.shared, n.settings("locks"))
+	c.events = events.New(events.Config{}, c.shared, c.tableFor, n.settings("session.events"))
 	if err := c.add(n, "default", cfg.Manager); err != nil {
 		return nil, err
 	}
@@ -299,7 +302,9 @@ func (c *cluster) add(n *Node, name string, comp config.Component) error {
 	}
 	s := &sessions{name: name, manager: m}
 	s.host = &managerHost{cluster: c.shared, subject: "manager/" + name}
-	s.table = table.New(n.tableConfig(core.Forwarding(m, s.host.Send)), n.settings("sessions."+name))
+	tc := n.tableConfig(core.Forwarding(m, s.host.Send))
+	tc.Relay = c.events
+	s.table = table.New(tc, n.settings("sessions."+name))
 	s.host.table = s.table
 	c.sessions = append(c.sessions, s)
 	return nil
@@ -357,6 +362,10 @@ func (c *cluster) start(ctx context.Context, n *Node) error {
 		return c.channel.Stop(ctx)
 	})
 	n.onStop("locks", 5*time.Second, c.locks.Stop)
+	if err := c.events.Start(ctx); err != nil {
+		return err
+	}
+	n.onStop("session events", 2*time.Second, c.events.Stop)
 	local := c.channel.Local()
 	for _, s := range c.sessions {
 		if err := s.start(ctx, c, local); err != nil {

@@ -57,6 +57,9 @@ type App struct {
 	Path *string
 	// New makes the application's handler for one context.
 	New func(AppInfo) http.Handler
+	// Listeners, if set, makes the listeners to the sessions of one context. A
+	// reload of the configuration calls it again, after New.
+	Listeners func(AppInfo) []core.SessionListening
 }
 
 // AppInfo tells an application where it runs.

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -121,7 +122,8 @@ func (n *Node) contextOptions(cfg *config.Config, h config.Host, x config.Contex
 	}
 	distributable := cfg.Cluster != nil && (x.Distributable == nil || *x.Distributable)
 	attrs := n.attributes.Context(name, distributable, attributes.Limits{MaxCount: x.Attributes.MaxCount, MaxSize: x.Attributes.MaxSize})
-	handler, err := n.handler(x, AppInfo{Node: n.name, Context: name, Attributes: attrs})
+	info := AppInfo{Node: n.name, Context: name, Attributes: attrs}
+	handler, err := n.handler(x, info)
 	if err != nil {
 		return fail(err)
 	}
@@ -139,8 +141,17 @@ func (n *Node) contextOptions(cfg *config.Config, h config.Host, x config.Contex
 		Tracking:      tracking(x.Session),
 		MaxInactive:   sessionTimeout(x.Session),
 	}
+	if a := findApp(n.parts.Apps, x.App); a != nil && a.Listeners != nil {
+		o.Listeners = a.Listeners(info)
+	}
 	locks := n.locks
 	if o.Distributable {
+		o.ClusterEvents = clusterEvents(cmp.Or(x.Session.Listeners, cfg.Cluster.Listeners))
+		if x.Send != "" {
+			if o.Level, err = parseLevel(x.Send); err != nil {
+				return fail(err)
+			}
+		}
 		o.Sessions = n.cluster.tableFor(name)
 		locks = n.cluster.locks
 	} else {
@@ -150,6 +161,21 @@ func (n *Node) contextOptions(cfg *config.Config, h config.Host, x config.Contex
 		o.Locker, o.LockTimeout = locks.With(x.Session.LockLease), x.Session.LockTimeout
 	}
 	return o, nil
+}
+
+// clusterEvents are the kinds that listeners hear of other nodes.
+func clusterEvents(listeners string) (kinds core.SessionEventKind) {
+	sessions, ids, attributes, _ := config.ListenerKinds(listeners) // the validation has refused others
+	if sessions {
+		kinds |= core.SessionCreated | core.SessionDestroyed
+	}
+	if ids {
+		kinds |= core.SessionRenewed
+	}
+	if attributes {
+		kinds |= core.AttributeEvents
+	}
+	return kinds
 }
 
 var errNoApp = errors.New("it has neither an application (app) nor a directory (dir), and none is compiled in for its path")

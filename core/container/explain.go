@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -163,11 +164,33 @@ func Explain(cfg *config.Config, parts Parts) (string, error) {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "manager      %s (send: %s)\n", cfg.Cluster.Manager.Use, cfg.Cluster.Send)
+	for _, x := range ownWays(cfg) {
+		fmt.Fprintf(&b, "  %s: %s (send: %s)\n", x.name, x.manager, x.send)
+	}
 	b.WriteString(stack.Explain())
 	fmt.Fprintf(&b, "membership   %s\n", cfg.Cluster.Channel.Membership.Use)
 	fmt.Fprintf(&b, "receiver     %s:%d, next free of %d ports\n", cfg.Cluster.Channel.Receiver.Address, cfg.Cluster.Channel.Receiver.Port, cfg.Cluster.Channel.Receiver.AutoBind)
 	b.WriteString("\n" + Guarantees(cfg) + "\n")
 	return b.String(), nil
+}
+
+// ownWay is a context whose sessions are not replicated as the cluster's are.
+type ownWay struct{ name, manager, send string }
+
+func ownWays(cfg *config.Config) (list []ownWay) {
+	for _, h := range cfg.Engine.Hosts {
+		for _, x := range h.Contexts {
+			if x.Manager == nil && x.Send == "" || x.Distributable != nil && !*x.Distributable {
+				continue
+			}
+			w := ownWay{core.ContextName(h.Name, strings.TrimSuffix(x.Path, "/")), cfg.Cluster.Manager.Use, cmp.Or(x.Send, cfg.Cluster.Send)}
+			if x.Manager != nil {
+				w.manager = x.Manager.Use
+			}
+			list = append(list, w)
+		}
+	}
+	return list
 }
 
 // Guarantees says in words what happens to the users' sessions. cfg must be
@@ -180,11 +203,17 @@ func Guarantees(cfg *config.Config) string {
 	if err != nil {
 		return err.Error()
 	}
-	lines := []string{map[core.Level]string{
+	promise := map[core.Level]string{
 		core.Async:  "Sessions are replicated after the response (send: async). When a node dies, changes of its last moments that were still queued may be lost; everything older survives.",
 		core.Acked:  "A response is sent when every other node has received the change (send: ack). When one node dies, no change that a user has seen confirmed is lost, unless the others fail to process it.",
 		core.Synced: "A response is sent when every other node has stored the change (send: sync). When any one node dies, no change that a user has seen confirmed is lost.",
-	}[level]}
+	}
+	lines := []string{promise[level]}
+	for _, x := range ownWays(cfg) {
+		if l, err := parseLevel(x.send); err == nil && l != level {
+			lines = append(lines, "In "+x.name+": "+promise[l])
+		}
+	}
 	if cfg.Cluster.Manager.Use == "delta" {
 		lines = append(lines, "Every node holds every session (delta): as long as one node lives, the sessions live; memory grows with the number of all sessions.")
 	}

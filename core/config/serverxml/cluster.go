@@ -36,6 +36,7 @@ func (r *reader) clusterElement(el *element, host string) {
 	r.cfg.Cluster = cl
 
 	send, written := a.get("channelSendOptions"), a.has("channelSendOptions")
+	cl.Listeners = r.listeners(a)
 	if class := a.get("managerClassName"); class != "" {
 		r.clusterManager(class[strings.LastIndexByte(class, '.')+1:], a.posOf("managerClassName"))
 	}
@@ -45,7 +46,7 @@ func (r *reader) clusterElement(el *element, host string) {
 	if n, ok := a.number(0, 15, "channelStartOptions"); ok && n != 15 {
 		r.warn(a.posOf("channelStartOptions"), fmt.Sprintf("channelStartOptions=%d is not done: the node sends, receives and takes part in the membership", n), "", "remove it")
 	}
-	a.ignore("clusterName heartbeatBackgroundEnabled notifyLifecycleListenerOnFailure notifyListenersOnReplication useDirtyFlag printToScreen debug " +
+	a.ignore("clusterName heartbeatBackgroundEnabled notifyLifecycleListenerOnFailure useDirtyFlag printToScreen debug " +
 		"doClusterLog clusterLogName service protocol replicationMode info")
 	a.done()
 
@@ -260,6 +261,36 @@ func (r *reader) replication(a *attrs, m *config.Component) {
 	}
 }
 
+// listeners reads which session listeners hear of other nodes; empty if nothing
+// is written about that. What Tomcat fires on nodes that a change reaches, a node
+// here tells as another node's.
+func (r *reader) listeners(a *attrs) string {
+	kinds := []struct{ attr, kind string }{
+		{"notifySessionListenersOnReplication", "sessions"},
+		{"notifyContainerListenersOnReplication", "ids"},
+		{"notifyListenersOnReplication", "attributes"},
+	}
+	var on []string
+	written := false
+	for _, k := range kinds {
+		written = written || a.has(k.attr)
+		if a.boolean(true, k.attr) {
+			on = append(on, k.kind)
+		}
+	}
+	switch {
+	case a.boolean(false, "broadcastSessionEvents"): // Redisson's
+		return "sessions"
+	case !written:
+		return ""
+	case len(on) == 0:
+		return "local"
+	case len(on) == len(kinds):
+		return "cluster"
+	}
+	return strings.Join(on, ", ")
+}
+
 // managerAttrs reads the attributes of any manager; m is the manager that it
 // becomes, or nil, and x its context, or nil.
 func (r *reader) managerAttrs(a *attrs, m *config.Component, x *config.Context) {
@@ -285,7 +316,14 @@ func (r *reader) managerAttrs(a *attrs, m *config.Component, x *config.Context) 
 			r.warn(a.posOf(f), f+" is not used", "all attributes are replicated", "")
 		}
 	}
-	a.ignore("name notifyListenersOnReplication notifySessionListenersOnReplication notifyContainerListenersOnReplication sendAllSessions " +
+	switch l := r.listeners(a); {
+	case l == "":
+	case x != nil:
+		x.Session.Listeners = l
+	case r.cfg.Cluster != nil:
+		r.cfg.Cluster.Listeners = l
+	}
+	a.ignore("name sendAllSessions " +
 		"sendAllSessionsSize sendAllSessionsWaitTime stateTimestampDrop enableStatistics recordAllActions processExpiresFrequency warnOnSessionAttributeFilterFailure " +
 		"secureRandomClass secureRandomProvider secureRandomAlgorithm sessionIdLength mapSendOptions rpcTimeout accessTimeout terminateOnStartFailure " +
 		"persistAuthentication pathname useDirtyFlag randomClass algorithm entropy distributable mode debug updateActiveInterval " +
@@ -312,9 +350,7 @@ func (r *reader) contextManager(el *element, x *config.Context) {
 		x.Manager = &config.Component{Use: managerName, Pos: el.pos}
 	case "BackupManager":
 		x.Manager = &config.Component{Use: backupName, Pos: el.pos}
-		if v := a.get("mapSendOptions"); v != "" {
-			r.note(a.posOf("mapSendOptions"), "mapSendOptions of one context is not used: the send of the cluster holds for all", "", "")
-		}
+		x.Send = r.mapSendOptions(a.get("mapSendOptions"), a.posOf("mapSendOptions"), false, el.pos)
 	case "StandardManager", "":
 		if class == "StandardManager" || x.Distributable == nil {
 			no := false

@@ -136,7 +136,7 @@ func (r *reader) redis(class string, a *attrs) config.Component {
 	o := map[string]any{}
 	if class == "RedissonSessionManager" {
 		r.warn(a.el.pos, "the configPath of the RedissonSessionManager is not read", "it is a file of Redisson", "set addresses of the manager redis")
-		a.ignore("configPath readMode updateMode broadcastSessionEvents broadcastSessionUpdates keyPrefix")
+		a.ignore("configPath readMode updateMode broadcastSessionUpdates keyPrefix")
 		return config.NewComponent("redis", o, a.el.pos)
 	}
 	if u, err := url.Parse(a.get("redisUrl")); err == nil && u.Host != "" {
