@@ -34,7 +34,8 @@ type Common struct {
 	// FetchTimeout bounds asking others for one session while this node joins;
 	// later it is at most FaultGrace.
 	FetchTimeout time.Duration `yaml:"fetch_timeout"`
-	// ChunkBytes is about how large the messages of a transfer are.
+	// ChunkBytes is about how large the messages of a transfer are. A change waits
+	// behind those that are on their way, a few at a time.
 	ChunkBytes int `yaml:"chunk_bytes"`
 	// MaxSessions bounds the sessions that this node keeps, copies included;
 	// more are refused.
@@ -74,7 +75,7 @@ func Defaults() Config {
 			ExpireSlack:          time.Minute,
 			FaultGrace:           time.Second,
 			FetchTimeout:         3 * time.Second,
-			ChunkBytes:           1 << 20,
+			ChunkBytes:           256 << 10,
 			MaxSessions:          2_000_000,
 			MaxTombstones:        1_000_000,
 		},

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -17,8 +18,9 @@ import (
 const (
 	// digestBytes is about how much of its digests a node sends at once.
 	digestBytes = 512 << 10
-	// chunksInFlight bounds the unacknowledged messages of one exchange.
-	chunksInFlight = 4
+	// chunksInFlight bounds the unacknowledged messages of one exchange: enough
+	// for both sides to have work, but changes have to wait behind them.
+	chunksInFlight = 2
 	// retryMin and retryMax bound the pause before a failed exchange is tried
 	// again.
 	retryMin = 500 * time.Millisecond
@@ -395,7 +397,9 @@ func (m *Manager) newWindow(ctx context.Context, to channel.Member) *window {
 func (w *window) records(keys []session.Key, k kind, id uint64) {
 	for len(keys) > 0 && !w.failed() {
 		if w.buf == nil {
-			w.buf = appendHeader(make([]byte, 0, w.m.cfg.ChunkBytes+4096), k, id)
+			chunk := w.m.buffers.Get().(*bytes.Buffer)
+			chunk.Grow(w.m.cfg.ChunkBytes + 4096)
+			w.buf = appendHeader(chunk.AvailableBuffer(), k, id)
 			if k == kindDelta && w.m.placed() {
 				w.buf = append(w.buf, 0)
 			}
@@ -424,6 +428,7 @@ func (w *window) flush() {
 		if err := w.m.sendTo(w.ctx, w.to, channel.SendSyncAck, body); err != nil {
 			w.fail(err)
 		}
+		w.m.recycle(bytes.NewBuffer(body))
 		<-w.slots
 	})
 }
