@@ -58,8 +58,9 @@ const (
 	// AttributeAdded, AttributeReplaced and AttributeRemoved: the application has
 	// set an attribute that was not there, or one that was, or deleted it. Each
 	// call of Set, Delete or Update that changes something is one event; setting
-	// an equal value again is one too. The attributes of a session that ends are
-	// not told one by one.
+	// an equal value again is one too. It is told at the time of the call, also if
+	// the response fails later because the change could not be replicated. The
+	// attributes of a session that ends are not told one by one.
 	AttributeAdded
 	AttributeReplaced
 	AttributeRemoved
@@ -114,7 +115,8 @@ type SessionEvent struct {
 	// Name is the attribute. Value is what it was set to and Old what it was
 	// before, as session.Encode makes them and session.Decode reads them; nil if
 	// it is not set. Old is not known of other nodes' changes. Version orders
-	// changes of one attribute by different nodes: the highest one counts.
+	// changes of one attribute by different nodes: the highest one counts, or, of
+	// attributes with a merge rule, their sum, maximum or union.
 	Name       string
 	Value, Old []byte
 	Version    session.Version

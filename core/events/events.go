@@ -99,8 +99,8 @@ type entry struct {
 	round uint64
 }
 
-// nobody owns the sessions of members that have gone.
-var nobody = new(peer)
+// nobody owns the sessions that a member does not have any more.
+var nobody = &peer{left: true}
 
 // peer is another member of the view.
 type peer struct {
@@ -113,9 +113,9 @@ type peer struct {
 	asked  map[string]core.SessionEventKind
 	number uint64
 	first  uint64
-	list   bool // the list of living sessions is due
+	list   bool     // the list of living sessions is due
+	living []queued // what is left of it; goes before the queue
 	queue  []queued
-	bytes  int
 
 	// asking is the number of the ask that it has been sent, told whether it has
 	// it; next is how many events have come for that; round counts the lists.
@@ -123,6 +123,8 @@ type peer struct {
 	told   bool
 	next   uint64
 	round  uint64
+
+	left bool // the view; nobody owns its sessions
 }
 
 type queued struct {
@@ -322,7 +324,7 @@ func (r *Relay) Open(key session.Key, released bool) (open, ours bool) {
 	e, known := t.known[key.ID]
 	// Each of two nodes may take the other for the owner of a session that both
 	// had in their tables: so who has released it looks in any case.
-	return known && (released || e.owner == nil || e.owner == nobody), released
+	return known && (released || e.owner == nil || e.owner.left), released
 }
 
 // Room implements table.Relay.
@@ -473,7 +475,7 @@ func (r *Relay) pass(contextName string, w event) {
 			r.m.unsent.Add(int64(len(p.queue)) + 1)
 			r.log.Warn("too many session events wait for a member: it will be told which sessions there are instead",
 				zap.Stringer("member", p.member), zap.Int("events", len(p.queue)))
-			p.queue, p.list = nil, true
+			p.queue, p.living, p.list = nil, nil, true
 		} else {
 			p.queue = append(p.queue, queued{contextName, w})
 		}
@@ -493,7 +495,8 @@ func (r *Relay) setView(v channel.View) {
 		if _, there := v.Get(id); !there {
 			delete(r.peers, id)
 			close(p.gone)
-			left = append(left, r.abandon(p, func(entry) bool { return true })...)
+			p.left = true
+			left = r.orphans(left, func(e entry) bool { return e.owner == p })
 		}
 	}
 	for _, m := range v.Members {
@@ -504,9 +507,10 @@ func (r *Relay) setView(v channel.View) {
 		}
 	}
 	changed := r.countAsked()
+	sharing := r.sharing()
 	r.mu.Unlock()
 	r.reask(changed)
-	r.lookFor(left)
+	r.lookFor(left, sharing)
 }
 
 // countAsked returns the contexts of which other nodes want something else than
@@ -537,58 +541,73 @@ func (r *Relay) reask(changed []string) {
 	}
 }
 
-// lost is a session that nobody has.
+// lost is a session that nobody has; due is when it would expire if nobody had
+// used it, in milliseconds.
 type lost struct {
 	key session.Key
-	at  time.Time
+	due int64
 }
 
-// abandon notes that p does not have those of its sessions any more, and returns
-// when this node looks for them: at their end, and if other nodes note them too,
-// each in its turn.
-func (r *Relay) abandon(p *peer, which func(entry) bool) (out []lost) {
-	soon := time.Now().Add(grace)
-	late := 0
+// orphans adds sessions that have lost their owner.
+func (r *Relay) orphans(list []lost, which func(entry) bool) []lost {
 	for name, t := range r.topics {
 		for id, e := range t.known {
-			if e.owner != p || !which(e) {
-				continue
+			if which(e) {
+				list = append(list, lost{session.Key{Context: name, ID: id}, e.due})
 			}
-			e.owner = nobody
-			t.known[id] = e
-			at := time.UnixMilli(e.due)
-			if at.Before(soon) {
-				at = soon.Add(time.Duration(late) * time.Second / pace)
-				late++
-			}
-			key := session.Key{Context: name, ID: id}
-			out = append(out, lost{key, at.Add(time.Duration(r.rank(key)) * turn)})
 		}
 	}
-	return out
+	return list
 }
 
-// rank is how many others come before this node for a session.
-func (r *Relay) rank(key session.Key) (n int) {
+// sharing returns the members that look for lost sessions, by context, this one
+// first.
+func (r *Relay) sharing() map[string][]channel.UniqueID {
+	m := map[string][]channel.UniqueID{}
+	for name, t := range r.topics {
+		if t.wants == 0 {
+			continue
+		}
+		list := []channel.UniqueID{r.local.ID}
+		for id, p := range r.peers {
+			if p.asked[name] != 0 {
+				list = append(list, id)
+			}
+		}
+		m[name] = list
+	}
+	return m
+}
+
+// lookFor has the tables look for lost sessions: at their end, and if other nodes
+// note them too, each in its turn.
+func (r *Relay) lookFor(list []lost, sharing map[string][]channel.UniqueID) {
+	soon := time.Now().Add(grace)
+	late := 0
+	for _, l := range list {
+		at := time.UnixMilli(l.due)
+		if at.Before(soon) {
+			at = soon.Add(time.Duration(late) * time.Second / pace)
+			late++
+		}
+		r.tables(l.key.Context).Expect(l.key, at.Add(time.Duration(rank(sharing[l.key.Context], l.key.ID))*turn))
+	}
+}
+
+// rank is how many members come before the first of the list for a session.
+func rank(members []channel.UniqueID, id string) (n int) {
 	weight := func(m channel.UniqueID) uint64 {
 		h := fnv.New64a()
 		_, _ = h.Write(m[:])
-		_, _ = h.Write([]byte(key.ID))
+		_, _ = h.Write([]byte(id))
 		return h.Sum64()
 	}
-	ours := weight(r.local.ID)
-	for id, p := range r.peers {
-		if p.asked[key.Context] != 0 && weight(id) > ours {
+	for i, m := range members {
+		if i > 0 && weight(m) > weight(members[0]) {
 			n++
 		}
 	}
 	return n
-}
-
-func (r *Relay) lookFor(list []lost) {
-	for _, l := range list {
-		r.tables(l.key.Context).Expect(l.key, l.at)
-	}
 }
 
 // errStranger: a message came before the member is in the view, or after it has
@@ -613,7 +632,7 @@ func (r *Relay) handle(_ context.Context, msg *channel.Message, body []byte) err
 		for i, name := range m.Contexts {
 			p.asked[name] = core.SessionEventKind(m.Wants[i])
 		}
-		p.number, p.first, p.queue, p.list = m.Number, 0, nil, true
+		p.number, p.first, p.queue, p.living, p.list = m.Number, 0, nil, nil, true
 		changed := r.countAsked()
 		r.mu.Unlock()
 		r.reask(changed)
@@ -655,9 +674,16 @@ func (r *Relay) take(p *peer, m *message, w *event) {
 		return
 	case w.Kind == wireEnd:
 		r.mu.Lock()
-		missing := r.abandon(p, func(e entry) bool { return e.round < p.round })
+		missing := r.orphans(nil, func(e entry) bool { return e.owner == p && e.round < p.round })
+		for _, l := range missing {
+			t := r.topic(l.key.Context)
+			e := t.known[l.key.ID]
+			e.owner = nobody
+			t.known[l.key.ID] = e
+		}
+		sharing := r.sharing()
 		r.mu.Unlock()
-		r.lookFor(missing)
+		r.lookFor(missing, sharing)
 		return
 	case w.Kind > wireExisting || w.Kind != wireExisting && core.SessionEventKind(w.Kind)&core.AllSessionEvents == 0:
 		return // of a newer version

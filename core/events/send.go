@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -10,7 +11,6 @@ import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
-	"github.com/longhouse-go/longhouse/core/table"
 )
 
 // serve sends a member what is due, one message at a time, until it has gone.
@@ -54,28 +54,18 @@ func (r *Relay) next(p *peer) (m *message, done func(), end bool) {
 			p.told = p.asking == r.asks
 		}, false
 	case p.list && !r.stopping:
-		names := make([]string, 0, len(p.asked))
-		for name := range p.asked {
-			names = append(names, name)
-		}
+		names := slices.Collect(maps.Keys(p.asked))
 		p.list = false
 		number := p.number
 		r.mu.Unlock()
-		var living []table.Alive
-		for _, name := range names {
-			living = append(living, r.tables(name).Living(name)...)
-		}
+		list := r.listLiving(p, names)
 		r.mu.Lock()
-		living = slices.DeleteFunc(living, func(a table.Alive) bool {
-			_, ended := r.topic(a.Key.Context).latest(a.Key.ID) // the table has not heard of that
-			return ended
-		})
 		if p.number == number && !p.list {
-			p.queue = slices.Concat(listOf(living, p.queue), p.queue)
+			p.living = list
 		}
 	}
 	defer r.mu.Unlock()
-	if len(p.queue) == 0 {
+	if len(p.living) == 0 && len(p.queue) == 0 {
 		return nil, nil, r.stopping
 	}
 	return r.batch(p), nil, false
@@ -94,15 +84,25 @@ func (r *Relay) ask(p *peer) *message {
 	return m
 }
 
-// listOf makes the list of living sessions that goes before what has happened
+// listLiving makes the list of living sessions that goes before what has happened
 // since it was begun. Sessions that got a new id meanwhile are listed under the
-// old one.
-func listOf(living []table.Alive, since []queued) []queued {
-	ids := make(map[session.Key]time.Duration, len(living))
-	for _, a := range living {
-		ids[a.Key] = a.Life
+// old one. It locks for short times only, because there may be many.
+func (r *Relay) listLiving(p *peer, names []string) []queued {
+	ids := map[session.Key]time.Duration{}
+	for _, name := range names {
+		for part := range slices.Chunk(r.tables(name).Living(name), batchEvents) {
+			r.mu.Lock()
+			t := r.topic(name)
+			for _, a := range part {
+				if _, ended := t.latest(a.Key.ID); !ended { // else the table has not heard of that
+					ids[a.Key] = a.Life
+				}
+			}
+			r.mu.Unlock()
+		}
 	}
-	for _, q := range slices.Backward(since) {
+	r.mu.Lock()
+	for _, q := range slices.Backward(p.queue) {
 		if q.Kind != uint8(core.SessionRenewed) {
 			continue
 		}
@@ -112,6 +112,7 @@ func listOf(living []table.Alive, since []queued) []queued {
 			ids[session.Key{Context: q.context, ID: q.Previous}] = life
 		}
 	}
+	r.mu.Unlock()
 	out := make([]queued, 0, len(ids)+2)
 	out = append(out, queued{event: event{Kind: wireStart}})
 	at := time.Now().UnixMilli()
@@ -121,13 +122,17 @@ func listOf(living []table.Alive, since []queued) []queued {
 	return append(out, queued{event: event{Kind: wireEnd}})
 }
 
-// batch takes the oldest events out of the queue.
+// batch takes the oldest events out of what waits.
 func (r *Relay) batch(p *peer) *message {
 	m := &message{Kind: kindEvents, Number: p.number, First: p.first}
 	index := map[string]int{}
+	from := &p.queue
+	if len(p.living) > 0 {
+		from = &p.living
+	}
 	n, size := 0, 0
-	for ; n < len(p.queue) && n < batchEvents && size < batchBytes; n++ {
-		q := &p.queue[n]
+	for ; n < len(*from) && n < batchEvents && size < batchBytes; n++ {
+		q := &(*from)[n]
 		if q.Kind < wireStart {
 			i, there := index[q.context]
 			if !there {
@@ -141,8 +146,8 @@ func (r *Relay) batch(p *peer) *message {
 		size += len(q.ID) + len(q.Name) + len(q.Value) + 32
 	}
 	p.first += uint64(n)
-	if p.queue = p.queue[n:]; len(p.queue) == 0 {
-		p.queue = nil
+	if *from = (*from)[n:]; len(*from) == 0 {
+		*from = nil
 	}
 	if r.freed != nil && len(p.queue) < r.cfg.Queue {
 		close(r.freed)

@@ -148,6 +148,7 @@ func (h *handle) UpdateRuled(name string, change func(old session.Entry, node ui
 }
 
 func (h *handle) update(name string, change func(old session.Entry) ([]byte, error)) error {
+	h.s.room() // before the gate, which a listener may be waiting for
 	h.s.mu.Lock()
 	b := h.s.use() // until updates is 0 again
 	if b.gate == nil {
@@ -163,7 +164,6 @@ func (h *handle) update(name string, change func(old session.Entry) ([]byte, err
 		h.s.rest()
 		h.s.mu.Unlock()
 	}()
-	h.s.room()
 	for {
 		old, err := h.entry(name)
 		if err != nil {
