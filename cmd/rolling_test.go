@@ -412,6 +412,76 @@ func TestDrainToFrozen(t *testing.T) {
 	}
 }
 
+// Two of three nodes are told to stop at the same time: all sessions are on the
+// third then, and nobody names one that goes, too.
+func TestTwoDrain(t *testing.T) {
+	for _, manager := range managersUnderTest() {
+		t.Run(manager, func(t *testing.T) {
+			const users = 30
+			g := newGroup(t)
+			var nodes []*node
+			var dirs []string
+			for _, route := range []string{"a", "b", "c"} {
+				dirs = append(dirs, t.TempDir())
+				nodes = append(nodes, g.start(route, "--set", "cluster.manager.use="+manager, "--set", "cluster.send=sync", "--set", "node.work_dir="+dirs[len(dirs)-1]))
+			}
+			awaitMembers(3, nodes...)
+			var all []*client
+			for i := range users {
+				c := newClient(t)
+				c.must(t, "GET", nodes[i%3], "/write")
+				all = append(all, c)
+			}
+			for _, n := range nodes[:2] {
+				if err := n.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var named [2]map[string]int
+			for i, n := range nodes[:2] {
+				n.awaitEnd()
+				r := drainReport(t, dirs[i])
+				if r.State != container.Drained || r.Left != 0 || r.Sessions == 0 {
+					t.Errorf("%+v", r)
+				}
+				named[i] = r.Holders
+				t.Logf("%d sessions, holders %v", r.Sessions, r.Holders)
+			}
+			if named[0]["b"] > 0 && named[1]["a"] > 0 {
+				t.Error("both name each other")
+			}
+			for i, c := range all {
+				if got := strings.TrimSpace(c.must(t, "GET", nodes[2], "/read")); got != "1" {
+					t.Errorf("user %d: %s", i, got)
+				}
+			}
+
+			// Nobody is left to take them if the last two go.
+			d := g.start("d", "--set", "cluster.manager.use="+manager, "--set", "cluster.send=sync", "--set", "node.work_dir="+dirs[0])
+			awaitMembers(2, nodes[2], d)
+			last := []*node{nodes[2], d}
+			for _, n := range last {
+				if err := n.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+			}
+			left, why := 0, ""
+			for i, n := range last {
+				n.awaitEnd()
+				r := drainReport(t, []string{dirs[2], dirs[0]}[i])
+				if r.Left > 0 {
+					left++
+					why += strings.Join(r.Problems, "; ")
+				}
+			}
+			if left == 0 || !strings.Contains(why, "going to stop, too") && !strings.Contains(why, "no other member") {
+				t.Errorf("%d of the last two nodes say that sessions are left: %q", left, why)
+			}
+			t.Log(why)
+		})
+	}
+}
+
 // With a store a node hands its sessions over without any other member: the
 // next one finds them there.
 func TestDrainIntoStore(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core/session"
 )
 
@@ -33,6 +34,9 @@ type WhereQuery struct {
 	// Copy: sessions that nobody else has as they are here are first copied to
 	// those that should have them.
 	Copy bool `json:"copy"`
+	// Going are members that are going to stop, too: they are not asked, and get
+	// no copies.
+	Going []channel.UniqueID `json:"going,omitempty"`
 }
 
 // MaxWhere bounds the keys of one query.

@@ -348,6 +348,9 @@ func (c *cluster) start(ctx context.Context, n *Node) error {
 		}
 		s.undo = append(s.undo, unbind)
 	}
+	if _, err := c.shared.Bind(drainSubject, n.heardDrain); err != nil {
+		return err
+	}
 	if err := c.locks.Start(ctx); err != nil {
 		return err
 	}

@@ -91,10 +91,78 @@ type drain struct {
 
 	mu     sync.Mutex
 	report DrainReport // guarded by mu; the list is not changed once it is there
+	// going are members that drain, too; told are those who know that this node
+	// does. Guarded by mu.
+	going, told map[channel.UniqueID]bool
 }
 
 func newDrain() *drain {
-	return &drain{asked: make(chan struct{}), done: make(chan struct{}), report: DrainReport{State: DrainNone}}
+	return &drain{
+		asked: make(chan struct{}), done: make(chan struct{}), report: DrainReport{State: DrainNone},
+		going: map[channel.UniqueID]bool{}, told: map[channel.UniqueID]bool{},
+	}
+}
+
+// drainSubject is the subject of the word that a node drains.
+const drainSubject = "drain"
+
+// tellTimeout bounds how long members are waited for that are told so.
+const tellTimeout = time.Second
+
+// heardDrain takes the word of another node.
+func (n *Node) heardDrain(_ context.Context, m *channel.Message, _ []byte) error {
+	n.drain.mu.Lock()
+	defer n.drain.mu.Unlock()
+	if len(n.drain.going) < maxGoing {
+		n.drain.going[m.From.ID] = true
+	}
+	return nil
+}
+
+// maxGoing bounds the members that are remembered as draining; it is the bound
+// of members.
+const maxGoing = 4096
+
+// tellOthers tells those who do not know it yet that this node drains, and
+// returns those who do so, too. It is done before anybody is asked for sessions.
+// So of two nodes that drain at the same time one at most is named as a holder by
+// the other: who asks first has told the other before, which then does not count
+// on it.
+func (n *Node) tellOthers(ctx context.Context) (going []channel.UniqueID) {
+	if n.cluster == nil {
+		return nil
+	}
+	members := n.cluster.channel.View().Members
+	var to []channel.Member
+	n.drain.mu.Lock()
+	for _, m := range members {
+		if !n.drain.told[m.ID] {
+			to = append(to, m)
+		}
+	}
+	n.drain.mu.Unlock()
+	if len(to) > 0 {
+		ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+		err := n.cluster.shared.Send(ctx, drainSubject, to, channel.SendSyncAck, nil)
+		cancel()
+		var faults *channel.SendError
+		if err != nil && !errors.As(err, &faults) {
+			to = nil
+		}
+		n.drain.mu.Lock()
+		for _, m := range to {
+			n.drain.told[m.ID] = faults == nil || !slices.ContainsFunc(faults.Faults, func(f channel.Fault) bool { return f.Member.Is(m) })
+		}
+		n.drain.mu.Unlock()
+	}
+	n.drain.mu.Lock()
+	defer n.drain.mu.Unlock()
+	for _, m := range members {
+		if n.drain.going[m.ID] {
+			going = append(going, m.ID)
+		}
+	}
+	return going
 }
 
 // is reports whether the node drains, or has done so.
@@ -170,6 +238,7 @@ func (n *Node) runDrain(ctx context.Context) {
 	}
 	n.log.Info("draining: no new sessions; users are served until balancers have noticed",
 		zap.Int("members", n.memberCount()), zap.Duration("grace", n.cfg.Node.DrainGrace), zap.Duration("timeout", n.cfg.Node.DrainTimeout))
+	n.tellOthers(ctx) // as early as can be: others may be told to stop at the same time
 	if n.memberCount() > 1 {
 		n.awaitQuiet(ctx)
 	}
@@ -290,12 +359,14 @@ type proving struct {
 	seen map[session.Key]bool // of the table
 	// page is the next one to be asked for, of pages.
 	page, pages int
+	// going are the members that drain, too.
+	going []channel.UniqueID
 }
 
 // read asks for the pages that have not been asked for.
 func (p *proving) read(ctx context.Context) error {
 	for p.page < p.pages {
-		a, err := p.h.Where(ctx, core.WhereQuery{Page: p.page})
+		a, err := p.h.Where(ctx, core.WhereQuery{Page: p.page, Going: p.going})
 		if err != nil {
 			return err
 		}
@@ -318,6 +389,7 @@ func (p *proving) run(ctx context.Context) (why string) {
 	}
 	explain(p.s.table.FlushSynced(ctx))
 	p.seen = map[session.Key]bool{}
+	p.going = p.n.tellOthers(ctx)
 	err := p.read(ctx)
 	explain(err)
 	for _, k := range p.s.table.Keys() {
@@ -329,8 +401,14 @@ func (p *proving) run(ctx context.Context) (why string) {
 		return why
 	}
 	for round := 0; len(p.left) > 0 || p.page < p.pages; round++ {
-		if round > 0 && p.alone() {
-			return "there is no other member to take them"
+		if round > 0 {
+			p.going = p.n.tellOthers(ctx)
+			if others := p.n.memberCount() - 1; others <= len(p.going) && p.inMembers() {
+				if others > 0 {
+					return "all other members are going to stop, too"
+				}
+				return "there is no other member to take them"
+			}
 		}
 		if round > 0 && !channel.Pause(ctx, drainAgain) || ctx.Err() != nil {
 			return "the time to drain is over (node.drain_timeout): " + why
@@ -343,7 +421,7 @@ func (p *proving) run(ctx context.Context) (why string) {
 			explain(p.s.table.FlushSynced(ctx))
 		}
 		for part := range slices.Chunk(keys, core.MaxWhere/4) {
-			a, err := p.h.Where(ctx, core.WhereQuery{Keys: part, Copy: round > 0})
+			a, err := p.h.Where(ctx, core.WhereQuery{Keys: part, Copy: round > 0, Going: p.going})
 			explain(err)
 			if err == nil {
 				p.take(a)
@@ -353,11 +431,11 @@ func (p *proving) run(ctx context.Context) (why string) {
 	return ""
 }
 
-// alone reports whether there is nobody to take the sessions. A store takes them
+// inMembers reports whether the sessions are with members. A store takes them
 // from a single node too.
-func (p *proving) alone() bool {
+func (p *proving) inMembers() bool {
 	a, err := p.h.Where(context.Background(), core.WhereQuery{})
-	return err == nil && a.Pages > 0 && p.n.memberCount() < 2
+	return err == nil && a.Pages > 0
 }
 
 // take notes what a manager says. What the table has counts: if the manager, and

@@ -38,11 +38,12 @@ func (m *Manager) Where(ctx context.Context, q core.WhereQuery) (core.WhereAnswe
 	if _, _, err := m.running(); err != nil {
 		return a, err
 	}
+	g := m.group.Load().without(q.Going)
 	list := m.candidates(q)
 	for part := range slices.Chunk(list, maxFetch) {
-		m.prove(ctx, part)
+		m.prove(ctx, g, part)
 		if q.Copy {
-			m.copyUnproven(ctx, part)
+			m.copyUnproven(ctx, g, part)
 		}
 		for _, c := range part {
 			a.Sessions = append(a.Sessions, c.Whereabouts)
@@ -91,10 +92,24 @@ func (m *Manager) candidates(q core.WhereQuery) (list []candidate) {
 	return list
 }
 
-// prove asks the members that should have the sessions, all at once, and notes
-// those that have them as holders.
-func (m *Manager) prove(ctx context.Context, list []candidate) {
-	g := m.group.Load()
+// without is the group without some members.
+func (g *group) without(going []channel.UniqueID) *group {
+	if len(going) == 0 {
+		return g
+	}
+	c := *g
+	gone := map[uint64]bool{}
+	c.members = slices.DeleteFunc(slices.Clone(g.members), func(m channel.Member) bool {
+		gone[nodeOf(m)] = slices.Contains(going, m.ID)
+		return gone[nodeOf(m)]
+	})
+	c.ranked = slices.DeleteFunc(slices.Clone(g.ranked), func(r rankedNode) bool { return gone[r.node] })
+	return &c
+}
+
+// prove asks those members of g that should have the sessions, all at once, and
+// notes those that have them as holders.
+func (m *Manager) prove(ctx context.Context, g *group, list []candidate) {
 	questions := make([][]int, len(g.members)) // indexes of list
 	for j, member := range g.members {
 		for i := range list {
@@ -160,10 +175,9 @@ func (m *Manager) askProof(ctx context.Context, member channel.Member, list []ca
 	}
 }
 
-// copyUnproven sends the sessions that nobody has to those that should have
+// copyUnproven sends the sessions that nobody has to those of g that should have
 // them, and asks again.
-func (m *Manager) copyUnproven(ctx context.Context, list []candidate) {
-	g := m.group.Load()
+func (m *Manager) copyUnproven(ctx context.Context, g *group, list []candidate) {
 	targets := map[uint64][]session.Key{}
 	for i := range list {
 		c := &list[i]
@@ -201,7 +215,7 @@ func (m *Manager) copyUnproven(ctx context.Context, list []candidate) {
 		})
 	}
 	wg.Wait()
-	m.prove(ctx, list)
+	m.prove(ctx, g, list)
 }
 
 // gotProve answers which of the sessions are here.

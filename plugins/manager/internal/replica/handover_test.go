@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
 )
@@ -61,6 +62,48 @@ func TestWhere(t *testing.T) {
 			ok(t, err)
 			if w := a.Sessions[0]; len(w.Holders) == 0 {
 				t.Errorf("copies %d: after copying: %+v", copies, w)
+			}
+		})
+	}
+}
+
+// Members that are going, too, are no holders: who is left gets the sessions that
+// only they have.
+func TestWhereGoing(t *testing.T) {
+	for _, copies := range []int{0, 1} {
+		bubble(t, func(t *testing.T, s *sim) {
+			placedSim(t, s, 3, copies)
+			const n = 40
+			var keys []session.Key
+			for i := range n {
+				ok(t, s.nodes[0].commit(core.Synced, whole(i, 20)))
+				keys = append(keys, key(i))
+			}
+			q := core.WhereQuery{Keys: keys, Going: []channel.UniqueID{s.nodes[1].member.ID}}
+			for range 2 {
+				a, err := s.nodes[0].m.Where(t.Context(), q)
+				ok(t, err)
+				left := 0
+				for _, w := range a.Sessions {
+					switch {
+					case len(w.Holders) == 0:
+						left++
+					case len(w.Holders) != 1 || w.Holders[0] != s.nodes[2].member.Name():
+						t.Errorf("copies %d: %+v", copies, w)
+					}
+				}
+				if want := !q.Copy && copies == 1; (left > 0) != want {
+					t.Errorf("copies %d, copy %t: %d sessions are left", copies, q.Copy, left)
+				}
+				q.Copy = true
+			}
+			q.Going = append(q.Going, s.nodes[2].member.ID)
+			a, err := s.nodes[0].m.Where(t.Context(), q)
+			ok(t, err)
+			for _, w := range a.Sessions {
+				if len(w.Holders) != 0 {
+					t.Errorf("copies %d: nobody stays, but: %+v", copies, w)
+				}
 			}
 		})
 	}
