@@ -24,6 +24,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/config"
+	"github.com/longhouse-go/longhouse/core/table"
 )
 
 // ValveSubject is a valve.
@@ -89,7 +90,7 @@ func (t *T) serve(bare bool, app http.HandlerFunc) *httptest.Server {
 		list = append(list, v)
 	}
 	engine, err := core.NewEngine(core.EngineOptions{
-		Name: "conformance", Valves: list,
+		Name: "conformance", Valves: list, Shared: table.New(table.Config{}, channel.Settings{}),
 		Hosts: []core.HostOptions{{Name: "localhost", Contexts: []core.ContextOptions{{Handler: app}}}},
 	}, channel.Settings{})
 	if err != nil {

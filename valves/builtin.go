@@ -8,6 +8,7 @@ import (
 	"github.com/longhouse-go/longhouse/valves/remoteip"
 	"github.com/longhouse-go/longhouse/valves/replication"
 	"github.com/longhouse-go/longhouse/valves/routebinder"
+	"github.com/longhouse-go/longhouse/valves/singlesignon"
 )
 
 // Builtin returns the factories of all built-in valves, in the order in which
@@ -20,5 +21,6 @@ func Builtin() []core.ValveFactory {
 		health.Factory,
 		routebinder.Factory,
 		replication.Factory,
+		singlesignon.Factory,
 	}
 }

@@ -92,7 +92,7 @@ func serve(tb testing.TB, h http.Handler, list []core.Valve) http.Handler {
 	tab := table.New(table.Config{}, channel.Settings{})
 	tb.Cleanup(func() { _ = tab.Stop(tb.Context()) })
 	e, err := core.NewEngine(core.EngineOptions{
-		Route: "n1", Valves: list,
+		Route: "n1", Valves: list, Shared: tab,
 		Hosts: []core.HostOptions{{Name: "localhost", Contexts: []core.ContextOptions{{Handler: h, Sessions: tab, Distributable: true}}}},
 	}, channel.Settings{})
 	if err != nil {

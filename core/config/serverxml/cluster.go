@@ -687,6 +687,9 @@ func (r *reader) appendValve(list []config.Component, el *element) []config.Comp
 			return list
 		}
 		a.ignore("sessionIdAttribute")
+	case "ClusterSingleSignOn", "SingleSignOn":
+		use = signOnName
+		r.singleSignOn(a, o)
 	default:
 		use = r.otherValve(class, a, o)
 	}
@@ -695,6 +698,25 @@ func (r *reader) appendValve(list []config.Component, el *element) []config.Comp
 	}
 	a.done()
 	return append(list, config.NewComponent(use, o, el.pos))
+}
+
+// singleSignOn reads the valve of either name: here it is the same one.
+func (r *reader) singleSignOn(a *attrs, o map[string]any) {
+	if v := a.get("cookieName"); v != "" {
+		o["cookie"] = v
+	}
+	if v := a.get("cookieDomain"); v != "" {
+		o["cookie_domain"] = v
+	}
+	if a.boolean(false, "requireReauthentication") {
+		o["require_reauthentication"] = true
+		r.note(a.posOf("requireReauthentication"), "requireReauthentication: each application signs the user on itself; they sign off together",
+			"Tomcat would log in again with the password that it keeps; here nobody keeps one", "")
+	}
+	a.unused("mapSendOptions rpcTimeout accessTimeout terminateOnStartFailure", "sign-ons are kept and sent as sessions are, by the cluster's manager")
+	a.ignore("asyncSupported")
+	r.note(a.el.pos, "single sign-on: applications say who the user is by the package valves/singlesignon",
+		"Tomcat's authenticators do not run here; sign-ons are not shared with Tomcat nodes, which send the users' passwords in them", "")
 }
 
 // suffix matches a part of a filter that means the end of a file name.

@@ -21,6 +21,7 @@ const (
 	throughputName  = "throughput"
 	binderName      = "routebinder"
 	replicationName = "replication"
+	signOnName      = "singlesignon"
 )
 
 // Classes that exist in Tomcat and not here, by the last part of their name.
@@ -30,8 +31,6 @@ var (
 		"SimpleTcpReplicationManager": "it copies whole sessions",
 	}
 	missingValves = map[string]string{
-		"ClusterSingleSignOn":         "without it users log in to each application",
-		"SingleSignOn":                "without it users log in to each application",
 		"RemoteAddrValve":             "without it requests are not refused by address",
 		"RemoteHostValve":             "without it requests are not refused by host name",
 		"RemoteCIDRValve":             "without it requests are not refused by address",
