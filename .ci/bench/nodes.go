@@ -192,6 +192,20 @@ func freePort(network string) string {
 	return port
 }
 
+// spent returns the processor time of a node and of its manager so far.
+func (n *node) spent() (out [2]time.Duration) {
+	for i, pid := range []int{n.cmd.Process.Pid, n.plugin().PID} {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		_, rest, _ := strings.Cut(string(b), ") ")
+		var user, system int64 // in hundredths of a second
+		if fields := strings.Fields(rest); len(fields) > 12 {
+			_, _ = fmt.Sscan(fields[11]+" "+fields[12], &user, &system)
+		}
+		out[i] = time.Duration(user+system) * 10 * time.Millisecond
+	}
+	return out
+}
+
 // resident returns the resident memory of a process in bytes.
 func resident(pid int) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

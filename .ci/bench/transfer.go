@@ -66,12 +66,14 @@ func joinUnderLoad(manager string) {
 	})
 	time.Sleep(alone)
 	profiled := profiles(a, manager+"-first")
+	already := a.spent()
 	joined := time.Now()
 	b := c.start()
 	started := time.Now()
 	also := profiles(b, manager+"-joining")
 	b.ready()
 	ready := time.Now()
+	first, second := a.spent(), b.spent()
 	time.Sleep(after)
 	close(stop)
 	load.Wait()
@@ -82,6 +84,8 @@ func joinUnderLoad(manager string) {
 	fmt.Printf("  %-6s transfer %v (wanted %v) %s: %d sessions, ready %v after its start, %v after it listened\n", manager,
 		st.Transfer.Round(time.Millisecond), wantedTransfer, wanted(st.Transfer.Seconds(), wantedTransfer.Seconds(), false),
 		st.Received, ready.Sub(joined).Round(time.Millisecond), ready.Sub(started).Round(time.Millisecond))
+	fmt.Printf("         processor time: first node %v, its manager %v; joining node %v, its manager %v\n",
+		first[0]-already[0], first[1]-already[1], second[0], second[1])
 	if manager == "delta" && st.Sessions < *sessions {
 		fail(fmt.Errorf("the node that joined is ready with %d of %d sessions", st.Sessions, *sessions))
 	}
