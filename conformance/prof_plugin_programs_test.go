@@ -18,6 +18,10 @@ import (
 	"github.com/longhouse-go/longhouse/plugins/deployer/watch"
 	"github.com/longhouse-go/longhouse/plugins/manager/backup"
 	"github.com/longhouse-go/longhouse/plugins/manager/delta"
+	"github.com/longhouse-go/longhouse/plugins/membership/dns"
+	"github.com/longhouse-go/longhouse/plugins/membership/file"
+	"github.com/longhouse-go/longhouse/plugins/membership/gossip"
+	"github.com/longhouse-go/longhouse/plugins/membership/kubernetes"
 	"github.com/longhouse-go/longhouse/plugins/membership/multicast"
 	"github.com/longhouse-go/longhouse/plugins/membership/static"
 	"github.com/longhouse-go/longhouse/plugins/sdk"
@@ -40,9 +44,11 @@ func init() {
 		return // TestMain serves those
 	}
 	set := sdk.Set{
-		Managers:    []core.ManagerFactory{delta.Factory, backup.Factory},
-		Memberships: []core.MembershipFactory{multicast.Factory, static.Factory},
-		Deployers:   []core.DeployerFactory{watch.Factory},
+		Managers: []core.ManagerFactory{delta.Factory, backup.Factory},
+		Memberships: []core.MembershipFactory{
+			multicast.Factory, static.Factory, file.Factory, dns.Factory, kubernetes.Factory, gossip.Factory,
+		},
+		Deployers: []core.DeployerFactory{watch.Factory},
 	}
 	if kind == "manager" && name != delta.Factory.Name && name != backup.Factory.Name {
 		sabotage(name)
