@@ -47,10 +47,12 @@ type watching struct {
 // latest returns the watch that is told, which may have no kinds.
 func (c *watching) latest() *core.SessionWatch {
 	if len(c.list) == 0 {
-		return &core.SessionWatch{}
+		return &noWatch
 	}
 	return c.list[len(c.list)-1]
 }
+
+var noWatch core.SessionWatch
 
 // shared reports whether other nodes have a part in it.
 func (c *watching) shared() bool { return c.asked|c.latest().Cluster != 0 }

@@ -157,3 +157,56 @@ func TestListener(t *testing.T) {
 		})
 	}
 }
+
+// Without listeners a change costs no allocation more; nor do those of another
+// context, and those that want other kinds.
+func TestSilenceIsFree(t *testing.T) {
+	tab := New(Config{Node: 1}, channel.Settings{})
+	h, err := tab.Create(t.Context(), ctxName, session.NewOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := session.Entry{Value: encoded("x")}
+	set := func() {
+		if err := h.(*handle).put("a", e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allocs := testing.AllocsPerRun(100, set)
+	nobody := core.SessionWatch{Kinds: core.SessionDestroyed, Tell: func(core.SessionEvent, bool) { t.Error("told") }, Room: func() {}}
+	for _, name := range []string{"localhost/other", ctxName} {
+		cancel := tab.Watch(name, nobody)
+		if got := testing.AllocsPerRun(100, set); got != allocs {
+			t.Errorf("%v allocations with a listener to %s, %v without", got, name, allocs)
+		}
+		cancel()
+	}
+}
+
+// BenchmarkListen is the cost of a change with and without listeners.
+func BenchmarkListen(b *testing.B) {
+	told := 0
+	for name, w := range map[string]*core.SessionWatch{
+		"nobody":     nil,
+		"ends":       {Kinds: core.SessionDestroyed, Tell: func(core.SessionEvent, bool) { told++ }, Room: func() {}},
+		"attributes": {Kinds: core.AttributeEvents, Tell: func(core.SessionEvent, bool) { told++ }, Room: func() {}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			tab := New(Config{Node: 1}, channel.Settings{})
+			if w != nil {
+				defer tab.Watch(ctxName, *w)()
+			}
+			h, err := tab.Create(b.Context(), ctxName, session.NewOptions{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			e := session.Entry{Value: encoded("x")}
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := h.(*handle).put("a", e); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
