@@ -66,67 +66,8 @@ func TestTomcatBackupManagerSeed(t *testing.T) {
 	}
 }
 
-// A loop of numbered writes to one node while it is killed: what was
-// acknowledged must be on the other node. Asynchronous sends may lose the last
-// moments; how much is printed.
-func TestNodeKilled(t *testing.T) {
-	for _, manager := range managersUnderTest() {
-		for _, send := range []string{"sync", "async"} {
-			t.Run(manager+"/"+send, func(t *testing.T) { nodeKilled(t, manager, send) })
-		}
-	}
-}
-
 // managersUnderTest are those of the flag -manager.
 func managersUnderTest() []string { return strings.Split(*managers, ",") }
-
-func nodeKilled(t *testing.T, manager, send string) {
-	args := []string{"--set", "cluster.send=" + send, "--set", "cluster.manager.use=" + manager}
-	g := newGroup(t)
-	b := g.start("b", args...)
-	lostRuns, lostWrites := 0, 0
-	for range *runs {
-		a := g.start("a", args...)
-		awaitMembers(2, a, b)
-		c := newClient(t)
-		acked := int64(0)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			for {
-				code, body, err := c.do("GET", a, "/write")
-				if err != nil || code != http.StatusOK {
-					return
-				}
-				n, err := strconv.ParseInt(strings.TrimSpace(body), 10, 64)
-				if err != nil {
-					return
-				}
-				atomic.StoreInt64(&acked, n)
-			}
-		}()
-		eventually(t, 10*time.Second, "100 writes", func() bool { return atomic.LoadInt64(&acked) > 100 })
-		a.kill()
-		<-done
-		got, err := strconv.ParseInt(strings.TrimSpace(c.must(t, "GET", b, "/read")), 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if lost := int(acked - got); lost > 0 {
-			lostRuns++
-			lostWrites += lost
-			if send == "sync" {
-				t.Errorf("acknowledged %d, the other node has %d", acked, got)
-			}
-		}
-		eventually(t, 15*time.Second, "the dead node removed", func() bool {
-			var ms []json.RawMessage
-			b.admin("/v1/members", &ms)
-			return len(ms) == 1
-		})
-	}
-	t.Logf("%s: %d runs, %d with a loss, %d acknowledged writes lost", send, *runs, lostRuns, lostWrites)
-}
 
 // With the manager backup each session is on two of three nodes. When one is
 // killed the missing copies are made on the others, so that a second one may be

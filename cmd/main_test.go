@@ -227,6 +227,10 @@ func (c *client) do(method string, n *node, path string) (int, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
+	return c.send(req)
+}
+
+func (c *client) send(req *http.Request) (int, string, error) {
 	if c.cookie != "" {
 		req.Header.Set("Cookie", "JSESSIONID="+c.cookie)
 	}

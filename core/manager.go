@@ -13,8 +13,9 @@ type Level uint8
 
 const (
 	// Async: the manager has the change; other nodes get it soon. What was not
-	// sent when the node dies is lost, and counted on the survivors' side only
-	// by its absence.
+	// sent when the node dies is lost: the changes of its last second at most, as
+	// long as others take what they are sent. It is counted on the survivors'
+	// side only by its absence.
 	Async Level = iota
 	// Acked: every other node of the view has received the change.
 	Acked
