@@ -23,6 +23,7 @@ import (
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/session"
 	"github.com/longhouse-go/longhouse/core/table"
+	"github.com/longhouse-go/longhouse/valves/routebinder"
 	"github.com/longhouse-go/longhouse/valves/singlesignon"
 )
 
@@ -48,6 +49,9 @@ func app(w http.ResponseWriter, r *http.Request) {
 			return err
 		}
 		switch r.URL.Path {
+		case "/slow":
+			time.Sleep(20 * time.Second)
+			return s.Set("late", true)
 		case "/use": // counts the requests of the session
 			n := 0
 			if _, err := s.Get("n", &n); err != nil {
@@ -120,6 +124,9 @@ func (b *browser) want(t testing.TB, path, want string) {
 	}
 }
 
+// life is that of a session without requests.
+var life = time.Hour
+
 const cookie = "JSESSIONIDSSO"
 
 func (b *browser) sso() string {
@@ -159,6 +166,11 @@ func (w *world) stop(t testing.TB) {
 
 func newEngine(t testing.TB, c singlesignon.Config, s channel.Settings, tab *table.Table) *core.Engine {
 	t.Helper()
+	return newEngineWith(t, c, s, tab, tab)
+}
+
+func newEngineWith(t testing.TB, c singlesignon.Config, s channel.Settings, tab *table.Table, shared core.Sessions) *core.Engine {
+	t.Helper()
 	v, err := singlesignon.New(c, s)
 	if err != nil {
 		t.Fatal(err)
@@ -167,12 +179,12 @@ func newEngine(t testing.TB, c singlesignon.Config, s channel.Settings, tab *tab
 		o := core.HostOptions{Name: name, Valves: []core.Valve{v}}
 		for _, path := range []string{"/a", "/b"} {
 			o.Contexts = append(o.Contexts, core.ContextOptions{
-				Path: path, Handler: http.HandlerFunc(app), Sessions: tab, MaxInactive: time.Hour, Distributable: true,
+				Path: path, Handler: http.HandlerFunc(app), Sessions: tab, MaxInactive: life, Distributable: true, Level: core.Synced,
 			})
 		}
 		return o
 	}
-	e, err := core.NewEngine(core.EngineOptions{Route: s.Name, Shared: tab, Hosts: []core.HostOptions{host("localhost"), host("other")}}, s)
+	e, err := core.NewEngine(core.EngineOptions{Route: s.Name, Shared: shared, Valves: []core.Valve{routebinder.New(routebinder.Config{}, s)}, Hosts: []core.HostOptions{host("localhost"), host("other")}}, s)
 	if err == nil {
 		err = e.Start(t.Context())
 	}
