@@ -30,7 +30,7 @@ var (
 // it with a sub-command, and nodes start their plugins by running themselves.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && slices.Contains([]string{"run", "demo", "plugin", "bench"}, os.Args[1]) {
-		Main()
+		Main(App(testPath, http.HandlerFunc(testApp)))
 		return
 	}
 	os.Exit(m.Run())
