@@ -90,14 +90,15 @@ type Timeouts struct {
 	Quiet time.Duration
 }
 
-// DefaultTimeouts is the table for an ordinary machine.
+// DefaultTimeouts is the table for an ordinary machine, ten times as busy as it
+// should be: what works does not need them.
 func DefaultTimeouts() Timeouts {
 	return Timeouts{
-		Check: 60 * time.Second,
-		Start: 10 * time.Second,
-		Stop:  10 * time.Second,
+		Check: 5 * time.Minute,
+		Start: 30 * time.Second,
+		Stop:  30 * time.Second,
 		Call:  5 * time.Second,
-		Event: 5 * time.Second,
+		Event: 15 * time.Second,
 		Quiet: 100 * time.Millisecond,
 	}
 }

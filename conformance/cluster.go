@@ -18,6 +18,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/channel/tcp"
 	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/events"
 	"github.com/longhouse-go/longhouse/core/session"
 	"github.com/longhouse-go/longhouse/core/table"
 )
@@ -63,6 +64,8 @@ type Node struct {
 	Metrics *channel.Metrics
 	// Shared is the channel, shared by subject.
 	Shared *core.Cluster
+	// Events carries what happens in the table to listeners on other nodes.
+	Events *events.Relay
 
 	undo []func()
 }
@@ -126,7 +129,9 @@ func newNode(tb testing.TB, nw *channeltest.SimNet, number int, p Parts) (*Node,
 	if err != nil {
 		return nil, err
 	}
-	n.Table = table.New(table.Config{Manager: core.Forwarding(n.Manager, simHost{n: n}.Send)}, s)
+	n.Shared = core.NewCluster(n.Channel, channel.Settings{Metrics: n.Metrics})
+	n.Events = events.New(events.Config{}, n.Shared, func(string) *table.Table { return n.Table }, s)
+	n.Table = table.New(table.Config{Manager: core.Forwarding(n.Manager, simHost{n: n}.Send), Relay: n.Events}, s)
 	return n, nil
 }
 
@@ -141,16 +146,17 @@ func (h simHost) Send(ctx context.Context, to []channel.Member, o channel.Option
 }
 
 func (n *Node) start(ctx context.Context) error {
-	shared := core.NewCluster(n.Channel, channel.Settings{Metrics: n.Metrics})
-	unbind, err := shared.Bind(subject, func(ctx context.Context, m *channel.Message, body []byte) error {
+	unbind, err := n.Shared.Bind(subject, func(ctx context.Context, m *channel.Message, body []byte) error {
 		n.Manager.HandleMessage(ctx, m.From, body, m.Defer())
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	n.Shared = shared
-	n.undo = append(n.undo, unbind, shared.Close)
+	n.undo = append(n.undo, unbind, n.Shared.Close)
+	if err := n.Events.Start(ctx); err != nil {
+		return err
+	}
 	if err := n.Channel.Start(ctx); err != nil {
 		return err
 	}
@@ -178,7 +184,7 @@ func (c *Cluster) Stop() {
 
 // Stop stops one node: in an orderly way, unless its network is gone.
 func (n *Node) Stop(ctx context.Context) error {
-	err := errors.Join(n.Table.Stop(ctx), n.Manager.Stop(ctx), n.Channel.Stop(ctx))
+	err := errors.Join(n.Table.Stop(ctx), n.Manager.Stop(ctx), n.Events.Stop(ctx), n.Channel.Stop(ctx))
 	for _, undo := range n.undo {
 		undo()
 	}

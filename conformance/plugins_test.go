@@ -1,13 +1,14 @@
 package conformance_test
 
 import (
-	"net"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/conformance"
 )
 
@@ -17,15 +18,16 @@ func TestBuiltinPlugins(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes")
 	}
+	listen := fmt.Sprint("127.0.0.1:", channeltest.FreePort(t, "udp"))
 	for _, p := range []conformance.PluginProgram{
 		{Kind: "manager", Name: "delta", Options: "settle_time: 50ms", Features: deltaFeatures},
 		{Kind: "manager", Name: "backup", Options: "settle_time: 50ms\ncopies: 1", Features: deltaFeatures},
 		{Kind: "membership", Name: "multicast"},
 		{Kind: "membership", Name: "static", Options: "members: [\"127.0.0.1:4000\"]"},
-		{Kind: "membership", Name: "file", Options: "path: " + t.TempDir() + "/members\nlisten: " + freeUDP(t)},
-		{Kind: "membership", Name: "dns", Options: "name: shop.example.com\nserver: 127.0.0.1:1\nlisten: " + freeUDP(t)},
-		{Kind: "membership", Name: "kubernetes", Options: "namespace: shop\nserver: http://127.0.0.1:1\nlisten: " + freeUDP(t)},
-		{Kind: "membership", Name: "gossip", Options: "secret: the secret of this test\nlisten: " + freeUDP(t)},
+		{Kind: "membership", Name: "file", Options: "path: " + t.TempDir() + "/members\nlisten: " + listen},
+		{Kind: "membership", Name: "dns", Options: "name: shop.example.com\nserver: 127.0.0.1:1\nlisten: " + listen},
+		{Kind: "membership", Name: "kubernetes", Options: "namespace: shop\nserver: http://127.0.0.1:1\nlisten: " + listen},
+		{Kind: "membership", Name: "gossip", Options: "secret: the secret of this test\nlisten: " + listen},
 		{Kind: "deployer", Name: "watch", Options: "dir: {{dir}}\nscan: 20ms\nsettle: 20ms\ngrace: 0s"},
 	} {
 		t.Run(p.Kind+"/"+p.Name, func(t *testing.T) {
@@ -33,17 +35,6 @@ func TestBuiltinPlugins(t *testing.T) {
 			conformance.Run(t, conformance.Plugin(p), conformance.Seed(1))
 		})
 	}
-}
-
-// freeUDP returns an address of this machine that nobody listens on.
-func freeUDP(t *testing.T) string {
-	t.Helper()
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	return c.LocalAddr().String()
 }
 
 // The hostile programs are not conformant, and a check says so.

@@ -19,7 +19,7 @@ func TestSaboteurs(t *testing.T) {
 	// caught is tried again with the usual times.
 	usual := conformance.DefaultTimeouts()
 	short := usual
-	short.Event, short.Call = time.Second, time.Second
+	short.Event, short.Call, short.Start, short.Stop, short.Check = time.Second, time.Second, 10*time.Second, 10*time.Second, time.Minute
 	caught := 0
 	start := time.Now()
 	tried := 0

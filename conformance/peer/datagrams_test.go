@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/conformance/peer"
 )
 
@@ -27,7 +28,10 @@ var datagramOptions = []optionCase{
 func testDatagrams(t *testing.T, j *peer.JVM) {
 	g := newGroup(t, j)
 	a, c := g.longhouse(datagrams), g.longhouse(datagrams)
-	b := g.tribes(func(c *peer.Config) { c.Stack = []string{"dispatch", "detector"}; c.UDP = freePort(t, "udp") })
+	b := g.tribes(func(c *peer.Config) {
+		c.Stack = []string{"dispatch", "detector"}
+		c.UDP = channeltest.FreePort(t, "udp")
+	})
 	together(t, []*longhouse{a, c}, []*peer.Node{b})
 	if m := a.member(b.ID()); m.UDPPort != b.Local.UDP || m.UDPPort < 1 {
 		t.Errorf("the Tribes node's UDP port: %d here, %d there", m.UDPPort, b.Local.UDP)

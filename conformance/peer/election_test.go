@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/conformance/peer"
 	"github.com/longhouse-go/longhouse/interceptors/coordinator"
 )
@@ -66,7 +67,7 @@ func testElection(t *testing.T, j *peer.JVM) {
 			g := newGroup(t, j)
 			ports := make([]int, len(kinds))
 			for i := range ports {
-				ports[i] = freePort(t, "tcp")
+				ports[i] = channeltest.FreePort(t, "tcp")
 			}
 			slices.Sort(ports) // they decide who is first
 			var all []voter

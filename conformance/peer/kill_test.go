@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/conformance/peer"
 )
 
@@ -18,11 +19,11 @@ func testKill(t *testing.T) {
 	g := newGroup(t, startJVM(t))
 	g.frequency, g.drop = 500*time.Millisecond, 3*time.Second // those of Tribes
 	a, c := g.longhouse(datagrams), g.longhouse(datagrams)
-	port := freePort(t, "tcp")
+	port := channeltest.FreePort(t, "tcp")
 	open := func() *peer.Node {
 		return g.tribes(func(c *peer.Config) {
 			c.Stack = []string{"dispatch", "detector"}
-			c.Port, c.UDP, c.Reconnect = port, freePort(t, "udp"), true
+			c.Port, c.UDP, c.Reconnect = port, channeltest.FreePort(t, "udp"), true
 		})
 	}
 	life := func(name string, b *peer.Node) {

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -119,30 +118,11 @@ func newGroup(t *testing.T, j *peer.JVM) *group {
 	return &group{
 		t: t, jvm: j,
 		address:   fmt.Sprintf("239.255.%d.%d", rand.IntN(256), 1+rand.IntN(254)),
-		port:      freePort(t, "udp"),
+		port:      channeltest.FreePort(t, "udp"),
 		frequency: 100 * time.Millisecond,
 		// A loaded machine must not lose members by itself.
 		drop: 20 * time.Second,
 	}
-}
-
-// freePort returns a port that was free a moment ago.
-func freePort(t *testing.T, network string) int {
-	t.Helper()
-	if network == "udp" {
-		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		return c.LocalAddr().(*net.UDPAddr).Port
-	}
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // tribes opens a Tribes node in the group. change may be nil.
@@ -164,7 +144,7 @@ func (g *group) tribesIn(j *peer.JVM, change func(c *peer.Config)) *peer.Node {
 	given := c.Port
 	for try := 0; ; try++ {
 		if given == 0 {
-			c.Port = freePort(g.t, "tcp")
+			c.Port = channeltest.FreePort(g.t, "tcp")
 		}
 		n, err := j.Open(within(g.t), c)
 		if err == nil {
@@ -257,7 +237,7 @@ func (g *group) longhouse(change func(c *nodeConfig)) *longhouse {
 	var receiver channel.Receiver = tcp.NewReceiver(rc, s)
 	if c.datagrams {
 		uc := udp.DefaultConfig()
-		uc.Port, uc.AutoBind, uc.AckTimeout = freePort(g.t, "udp"), 100, 20*time.Second
+		uc.Port, uc.AutoBind, uc.AckTimeout = channeltest.FreePort(g.t, "udp"), 100, 20*time.Second
 		uc.Multicast = channel.MulticastConfig{Group: netip.MustParseAddrPort(fmt.Sprintf("%s:%d", g.address, g.port)), Bind: netip.MustParseAddr("127.0.0.1")}
 		around := udp.New(uc, s)
 		sender, receiver = around.Sender(sender), around.Receiver(receiver)

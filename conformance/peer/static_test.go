@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/channel/staticservice"
 	"github.com/longhouse-go/longhouse/conformance/peer"
 )
@@ -16,7 +17,7 @@ import (
 func roster(t *testing.T, n int) []peer.Static {
 	var l []peer.Static
 	for range n {
-		l = append(l, peer.Static{Host: "127.0.0.1", Port: freePort(t, "tcp"), ID: channel.NewUniqueID()})
+		l = append(l, peer.Static{Host: "127.0.0.1", Port: channeltest.FreePort(t, "tcp"), ID: channel.NewUniqueID()})
 	}
 	return l
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/channeltest"
 )
 
 // Two whole Tomcats replicate sessions with each other while a node of ours
@@ -23,7 +24,7 @@ func testTomcat(t *testing.T) {
 	open := func(n int) (id string, at string) {
 		name := fmt.Sprintf("tomcat-%d", n)
 		r, err := j.Call(within(t), "webOpen", url.Values{
-			"node": {name}, "route": {name}, "dir": {t.TempDir()}, "group": {g.address}, "groupPort": {fmt.Sprint(g.port)}, "port": {fmt.Sprint(freePort(t, "tcp"))},
+			"node": {name}, "route": {name}, "dir": {t.TempDir()}, "group": {g.address}, "groupPort": {fmt.Sprint(g.port)}, "port": {fmt.Sprint(channeltest.FreePort(t, "tcp"))},
 			"frequency": {"100"}, "dropTime": {fmt.Sprint(g.drop.Milliseconds())},
 		})
 		if err != nil {
