@@ -444,6 +444,26 @@ func TestSilentNode(t *testing.T) {
 	})
 }
 
+// A node whose only peer is silent is ready after a minute, and has what the
+// peer has when it answers.
+func TestSilentPeerAtTheStart(t *testing.T) {
+	run(t, Config{}, 1, func(t *testing.T, w *world) {
+		set(t, w.nodes[0].shop, "x", 1)
+		w.nw.Isolate(w.nodes[0].Sim.IP())
+		start := time.Now()
+		late := w.join()
+		<-late.store.Ready()
+		if took := time.Since(start); took < transferTime || took > 2*transferTime {
+			t.Errorf("ready after %v", took)
+		}
+		same(t, "", late.shop)
+		set(t, late.shop, "y", 2)
+		w.nw.Heal()
+		time.Sleep(time.Minute)
+		same(t, "x=1 y=2", late.shop, w.nodes[0].shop)
+	})
+}
+
 func TestStopped(t *testing.T) {
 	run(t, Config{}, 1, func(t *testing.T, w *world) {
 		n := w.nodes[0]

@@ -27,6 +27,8 @@ const (
 	// asked for what they have; settleMost bounds it all.
 	settleTime = time.Second
 	settleMost = 5 * time.Second
+	// transferTime is how long the node is not ready because nobody answers.
+	transferTime = time.Minute
 	// tombstoneTTL is how long deletions are remembered.
 	tombstoneTTL = 24 * time.Hour
 	// maxWaiting bounds the changes that wait for watchers; more are told as
@@ -165,11 +167,16 @@ func (s *Store) Start(context.Context) error {
 			s.log.Error("the attributes of contexts are not shared with other nodes", zap.Error(err))
 			return
 		}
+		late := time.NewTimer(transferTime)
+		defer late.Stop()
 		select {
 		case <-s.m.Ready():
-			close(s.ready)
+		case <-late.C:
+			s.log.Warn("no other node has answered with the attributes of contexts; this one goes on without them until one does", zap.Duration("waited", transferTime))
 		case <-s.life.Done():
+			return
 		}
+		close(s.ready)
 	})
 	return nil
 }
@@ -195,7 +202,7 @@ func (s *Store) settle(grown <-chan struct{}) {
 }
 
 // Ready is closed when the attributes of the other nodes are here, or there are
-// no others.
+// no others, or none of them answers for a minute.
 func (s *Store) Ready() <-chan struct{} { return s.ready }
 
 // Stop ends the sharing. Call it before the channel stops. It works twice and
