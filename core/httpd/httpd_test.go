@@ -284,10 +284,10 @@ func TestLife(t *testing.T) {
 	}
 }
 
-// TestDrain: FT-18 in small: requests that run end, WebSockets get a signal and
+// TestDrain: FT-18: requests that run end, WebSockets get a signal and
 // are closed, silent connections do not hold up anything, new ones are refused.
 func TestDrain(t *testing.T) {
-	const requests, sockets = 200, 50
+	const requests, sockets = 1000, 100
 	var inside, ended sync.WaitGroup
 	inside.Add(requests + sockets)
 	ended.Add(sockets)

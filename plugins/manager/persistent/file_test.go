@@ -3,6 +3,7 @@ package persistent
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -245,5 +246,106 @@ func BenchmarkFileSave(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// A node dies at any step of a write: whoever opens the folder then has what was
+// stored before, or all of the new, and can go on.
+func TestCrashAtEveryStep(t *testing.T) {
+	dir := t.TempDir()
+	s := NewFileStore(dir, nil, false)
+	k := testKey("A")
+	version, err := s.Save(t.Context(), k, core.StoreItem{Data: []byte("before")}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := s.path(k)
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later, err := s.Save(t.Context(), k, core.StoreItem{Data: []byte("after")}, version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	temp := filepath.Join(filepath.Dir(path), tempPrefix+strings.TrimSuffix(filepath.Base(path), fileSuffix))
+	write := func(path string, b []byte) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look := func(step, want string, version core.StoreVersion) {
+		t.Helper()
+		next := NewFileStore(dir, nil, false)
+		it, ok, err := next.Load(t.Context(), k)
+		if err != nil || !ok || string(it.Data) != want || it.Version != version {
+			t.Fatalf("%s: %q %v %v", step, it.Data, ok, err)
+		}
+		n := 0
+		if err := next.List(t.Context(), 10, func(session.Key) { n++ }); err != nil || n != 1 {
+			t.Fatalf("%s: %d sessions, %v", step, n, err)
+		}
+		if _, err := next.Save(t.Context(), k, core.StoreItem{Data: []byte("next")}, version); err != nil {
+			t.Fatalf("%s: %v", step, err)
+		}
+	}
+	for n := range len(after) + 1 {
+		write(path, before)
+		write(temp, after[:n])
+		look(fmt.Sprintf("%d of %d bytes written", n, len(after)), "before", version)
+	}
+	write(path, after)
+	look("moved", "after", later)
+
+	// What is left is removed when it is old.
+	write(temp, after)
+	old := time.Now().Add(-2 * tempAge)
+	if err := os.Chtimes(temp, old, old); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Sweep(t.Context(), time.Now(), 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(temp); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
+// A disk that cannot be read is no damage and no missing session: what is there is
+// neither replaced nor made anew.
+func TestReadError(t *testing.T) {
+	s := NewFileStore(t.TempDir(), nil, false)
+	k := testKey("A")
+	version, err := s.Save(t.Context(), k, core.StoreItem{Data: []byte("x")}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := s.path(k)
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil { // opens, and fails to be read
+		t.Fatal(err)
+	}
+	if _, ok, err := s.Load(t.Context(), k); ok || err == nil || errors.Is(err, core.ErrStoreCorrupt) {
+		t.Errorf("load: %v, %v", ok, err)
+	}
+	for _, prev := range []core.StoreVersion{"", version} {
+		if _, err := s.Save(t.Context(), k, core.StoreItem{Data: []byte("y")}, prev); err == nil || errors.Is(err, core.ErrStoreConflict) {
+			t.Errorf("save: %v", err)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	if it, ok, err := s.Load(t.Context(), k); !ok || err != nil || it.Version != version {
+		t.Errorf("later: %v, %v", ok, err)
 	}
 }

@@ -113,6 +113,11 @@ func TestStoreMisbehaves(t *testing.T) {
 			defer s.shelf.mu.Unlock()
 			s.delay = time.Hour
 		}},
+		{"a second for each answer", func(s *fickle, _ session.Key) {
+			s.shelf.mu.Lock()
+			defer s.shelf.mu.Unlock()
+			s.delay = time.Second
+		}},
 		{"half a record", func(s *fickle, k session.Key) {
 			s.shelf.mu.Lock()
 			defer s.shelf.mu.Unlock()

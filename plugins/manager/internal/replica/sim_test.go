@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -375,4 +376,68 @@ func value(r *session.Record, name string) string {
 		return "<no session>"
 	}
 	return cmp.Or(string(r.Attrs[name].Value), "<not set>")
+}
+
+// A node dies at each step of its writes, that is before any message that it sends
+// or gets: what was acknowledged before is on the others, which say the same.
+func TestCrashAtEveryStep(t *testing.T) {
+	for copies := range 3 {
+		crashed := true
+		steps := 0
+		for step := 1; crashed; step++ {
+			bubble(t, func(t *testing.T, s *sim) {
+				s.cfg.SyncInterval = 5 * time.Second // finds what only one of them got
+				placedSim(t, s, 3, copies)
+				var messages int
+				dead := func() bool { return messages >= step }
+				s.setCut(func(from, to int) bool {
+					if from != 0 && to != 0 {
+						return false
+					}
+					messages++
+					return dead()
+				})
+				acked := 0
+				for n := 1; n <= 4; n++ {
+					r := change(1, "n", fmt.Sprint(n), uint64(n), 1)
+					if n == 1 {
+						r = whole(1, 5)
+						r.Attrs["n"] = session.Entry{Value: []byte("1"), Version: session.Version{Counter: 1, Node: 1}}
+					}
+					err := s.nodes[0].commit(core.Synced, r)
+					s.mu.Lock()
+					if crashed = dead(); !crashed {
+						ok(t, err)
+						acked = n
+					}
+					s.mu.Unlock()
+					if crashed {
+						break
+					}
+				}
+				s.setCut(func(from, to int) bool { return from == 0 || to == 0 })
+				s.views(s.nodes[1:]...)
+				pause(time.Minute)
+				var seen []string
+				for _, n := range s.nodes[1:] {
+					r := n.load(key(1))
+					seen = append(seen, value(r, "n"))
+					if r == nil && acked == 0 {
+						continue
+					}
+					if got, err := strconv.Atoi(value(r, "n")); err != nil || got < acked || got > acked+1 {
+						t.Errorf("copies %d, crash at step %d: %d was acknowledged, node %d has %s", copies, step, acked, n.index, value(r, "n"))
+					}
+				}
+				if seen[0] != seen[1] {
+					t.Errorf("copies %d, crash at step %d: the others have %v", copies, step, seen)
+				}
+				steps++
+			})
+		}
+		if steps < 5 {
+			t.Errorf("copies %d: only %d steps", copies, steps)
+		}
+		t.Logf("copies %d: %d steps", copies, steps)
+	}
 }
