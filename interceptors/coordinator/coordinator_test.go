@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -13,107 +11,22 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/pion/transport/v2"
-	"go.uber.org/zap"
-
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
-	"github.com/longhouse-go/longhouse/channel/membership"
-	"github.com/longhouse-go/longhouse/channel/tcp"
-	"github.com/longhouse-go/longhouse/channel/wire"
+	"github.com/longhouse-go/longhouse/channel/channeltest/grouptest"
 	"github.com/longhouse-go/longhouse/interceptors/failuredetector"
 )
 
-// pulse is a small multicast membership: a member record every half second.
-type pulse struct {
-	net  transport.Net
-	last func() channel.Member
-	conn transport.UDPConn
-	stop context.CancelFunc
-	wg   sync.WaitGroup
-}
-
-var pulseGroup = netip.MustParseAddrPort("228.0.0.4:45564")
-
-func (p *pulse) Start(_ context.Context, local channel.Member, _ []channel.Member, sink channel.MemberSink) error {
-	conn, err := channel.ListenMulticast(p.net, channel.MulticastConfig{Group: pulseGroup})
-	if err != nil {
-		return err
-	}
-	p.conn = conn
-	began := time.Now()
-	p.last = func() channel.Member { local.Alive = time.Since(began); return local }
-	ctx, stop := context.WithCancel(context.Background())
-	p.stop = stop
-	table := membership.New(membership.Config{}, local)
-	heard := make(chan channel.Member)
-	p.wg.Go(func() {
-		buf := make([]byte, 65536)
-		for {
-			n, _, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			if m, _, err := wire.DecodeMember(buf[:n]); err == nil {
-				select {
-				case heard <- m:
-				case <-ctx.Done():
-					return
-				}
-			}
-		}
-	})
-	p.wg.Go(func() {
-		tick := time.NewTicker(500 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			var evs []channel.MemberEvent
-			select {
-			case m := <-heard:
-				evs, _ = table.Heard(nil, m, time.Now())
-			case now := <-tick.C:
-				evs = table.Expire(nil, now)
-				_, _ = conn.WriteTo(wire.AppendMember(nil, p.last()), net.UDPAddrFromAddrPort(pulseGroup))
-			case <-ctx.Done():
-				return
-			}
-			for _, ev := range evs {
-				sink.Observe(ev)
-			}
-		}
-	})
-	return nil
-}
-
-func (p *pulse) Update(context.Context, channel.Member) error { return nil }
-
-func (p *pulse) Stop(context.Context) error {
-	if p.conn == nil {
-		return nil
-	}
-	p.stop()
-	m := p.last()
-	m.Command = channel.ShutdownCommand
-	_, _ = p.conn.WriteTo(wire.AppendMember(nil, m), net.UDPAddrFromAddrPort(pulseGroup))
-	err := p.conn.Close()
-	p.conn = nil
-	p.wg.Wait()
-	return err
-}
-
 type node struct {
-	*channel.Channel
-	x       *Interceptor
-	sim     *channeltest.SimNode
-	got     *channeltest.Recorder
-	metrics *channel.Metrics
+	*grouptest.Stacked
+	x *Interceptor
 
 	mu     sync.Mutex
 	states []State
 }
 
 func (n *node) value(name string) (v float64) {
-	for _, s := range n.metrics.Samples() {
+	for _, s := range n.Metrics.Samples() {
 		if s.Name == name {
 			v += s.Value
 		}
@@ -123,38 +36,19 @@ func (n *node) value(name string) (v float64) {
 
 func begin(t *testing.T, sim *channeltest.SimNode) *node {
 	t.Helper()
-	n := &node{sim: sim, got: new(channeltest.Recorder), metrics: channel.NewMetrics()}
-	s := channel.Settings{Net: sim, Logger: zap.NewNop(), Metrics: n.metrics}
-	var err error
-	if n.x, err = New(Defaults, s); err != nil {
-		t.Fatal(err)
-	}
-	d, err := failuredetector.New(failuredetector.Defaults, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stack, err := channel.NewStack(channel.Layer{Interceptor: n.x}, channel.Layer{Interceptor: d})
-	if err != nil {
-		t.Fatal(err)
-	}
-	rc := tcp.DefaultReceiverConfig()
-	rc.Address = sim.IP()
-	n.Channel, err = channel.New(channel.Config{
-		Announcement: channel.Announcement{Name: sim.IP(), Pipelined: true}, Stack: stack, Membership: &pulse{net: sim},
-		Sender: tcp.NewSender(tcp.DefaultSenderConfig(), s), Receiver: tcp.NewReceiver(rc, s),
-	}, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.Listen(n.got)
-	n.x.Watch(func(s State) {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.states = append(n.states, s)
+	n := new(node)
+	n.Stacked = grouptest.Stack(t, sim.IP(), sim, func(s channel.Settings) (_ []channel.Interceptor, err error) {
+		if n.x, err = New(Defaults, s); err != nil {
+			return nil, err
+		}
+		n.x.Watch(func(s State) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.states = append(n.states, s)
+		})
+		d, err := failuredetector.New(failuredetector.Defaults, s)
+		return []channel.Interceptor{n.x, d}, err
 	})
-	if err := n.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	return n
 }
 
@@ -162,15 +56,6 @@ func (n *node) stop(t *testing.T) {
 	t.Helper()
 	if err := n.Stop(context.WithoutCancel(t.Context())); err != nil {
 		t.Error(err)
-	}
-}
-
-func within(t *testing.T, limit time.Duration, what string, cond func() bool) {
-	t.Helper()
-	for start := time.Now(); !cond(); time.Sleep(50 * time.Millisecond) {
-		if time.Since(start) > limit {
-			t.Fatalf("%s: not after %v", what, limit)
-		}
 	}
 }
 
@@ -197,7 +82,7 @@ func TestTenNodes(t *testing.T) {
 			nodes = append(nodes, begin(t, s))
 			time.Sleep(11 * time.Millisecond)
 		}
-		within(t, 10*time.Second, "ten", agreed(nodes...))
+		grouptest.Within(t, 10*time.Second, "ten", agreed(nodes...))
 		sent := func() (v float64) {
 			for _, n := range nodes {
 				v += n.value("coordinator_messages_total")
@@ -220,13 +105,13 @@ func TestTenNodes(t *testing.T) {
 			if len(nodes)%2 == 0 {
 				first.stop(t)
 			} else {
-				first.sim.Kill()
+				first.Sim.Kill()
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				_ = first.Stop(ctx)
 				cancel()
 			}
 			nodes = nodes[1:]
-			within(t, 30*time.Second, fmt.Sprint(len(nodes)), agreed(nodes...))
+			grouptest.Within(t, 30*time.Second, fmt.Sprint(len(nodes)), agreed(nodes...))
 		}
 		last := nodes[len(nodes)-1]
 		last.mu.Lock()
@@ -240,7 +125,7 @@ func TestTenNodes(t *testing.T) {
 		}
 		last.mu.Unlock()
 		for _, n := range nodes {
-			if len(n.got.Messages()) > 0 {
+			if len(n.Got.Messages()) > 0 {
 				t.Error("an election message reached the application")
 			}
 			n.stop(t)
@@ -260,15 +145,15 @@ func TestSplitAndHeal(t *testing.T) {
 					nodes, ips = append(nodes, begin(t, s)), append(ips, s.IP())
 					time.Sleep(13 * time.Millisecond)
 				}
-				within(t, 30*time.Second, "start", agreed(nodes...))
+				grouptest.Within(t, 30*time.Second, "start", agreed(nodes...))
 				nw.Partition([]string{ips[0], ips[3]}, []string{ips[1], ips[2], ips[4]})
 				time.Sleep(length)
 				if length > 5*time.Second {
-					within(t, 30*time.Second, "one side", agreed(nodes[0], nodes[3]))
-					within(t, 30*time.Second, "other side", agreed(nodes[1], nodes[2], nodes[4]))
+					grouptest.Within(t, 30*time.Second, "one side", agreed(nodes[0], nodes[3]))
+					grouptest.Within(t, 30*time.Second, "other side", agreed(nodes[1], nodes[2], nodes[4]))
 				}
 				nw.Heal()
-				within(t, 40*time.Second, "heal", agreed(nodes...))
+				grouptest.Within(t, 40*time.Second, "heal", agreed(nodes...))
 				time.Sleep(time.Minute)
 				if !agreed(nodes...)() {
 					t.Error("it did not stay so")
@@ -322,7 +207,7 @@ func TestAlone(t *testing.T) {
 		cancel()
 		x.Watch(func(State) { panic("boom") })
 		synctest.Wait()
-		if v := (&node{metrics: s.Metrics}).value("coordinator_watcher_panics_total"); v != 1 {
+		if v := (&node{Stacked: &grouptest.Stacked{Metrics: s.Metrics}}).value("coordinator_watcher_panics_total"); v != 1 {
 			t.Errorf("%v panics of watchers counted", v)
 		}
 		e.Observe(channel.MemberAdded, channeltest.Member(1))
@@ -352,7 +237,7 @@ func TestForeignBodies(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		n := &node{metrics: s.Metrics}
+		n := &node{Stacked: &grouptest.Stacked{Metrics: s.Metrics}}
 		if n.value("coordinator_refused_total") != 3 || len(e.Top.Messages()) != 4 {
 			t.Errorf("%v refused, %d passed on", n.value("coordinator_refused_total"), len(e.Top.Messages()))
 		}

@@ -3,131 +3,28 @@ package totalorder
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/netip"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/pion/transport/v2"
-
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
-	"github.com/longhouse-go/longhouse/channel/membership"
-	"github.com/longhouse-go/longhouse/channel/tcp"
-	"github.com/longhouse-go/longhouse/channel/wire"
+	"github.com/longhouse-go/longhouse/channel/channeltest/grouptest"
 )
-
-// pulse is a small multicast membership: a member record every half second.
-type pulse struct {
-	net  transport.Net
-	conn transport.UDPConn
-	stop context.CancelFunc
-	wg   sync.WaitGroup
-}
-
-var pulseGroup = netip.MustParseAddrPort("228.0.0.4:45564")
-
-func (p *pulse) Start(_ context.Context, local channel.Member, _ []channel.Member, sink channel.MemberSink) error {
-	conn, err := channel.ListenMulticast(p.net, channel.MulticastConfig{Group: pulseGroup})
-	if err != nil {
-		return err
-	}
-	p.conn = conn
-	ctx, stop := context.WithCancel(context.Background())
-	p.stop = stop
-	table := membership.New(membership.Config{}, local)
-	heard := make(chan channel.Member)
-	p.wg.Go(func() {
-		buf := make([]byte, 65536)
-		for {
-			n, _, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			if m, _, err := wire.DecodeMember(buf[:n]); err == nil {
-				select {
-				case heard <- m:
-				case <-ctx.Done():
-					return
-				}
-			}
-		}
-	})
-	p.wg.Go(func() {
-		began := time.Now()
-		tick := time.NewTicker(500 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			var evs []channel.MemberEvent
-			select {
-			case m := <-heard:
-				evs, _ = table.Heard(nil, m, time.Now())
-			case now := <-tick.C:
-				evs = table.Expire(nil, now)
-				local.Alive = now.Sub(began)
-				_, _ = conn.WriteTo(wire.AppendMember(nil, local), net.UDPAddrFromAddrPort(pulseGroup))
-			case <-ctx.Done():
-				return
-			}
-			for _, ev := range evs {
-				sink.Observe(ev)
-			}
-		}
-	})
-	return nil
-}
-
-func (p *pulse) Update(context.Context, channel.Member) error { return nil }
-
-func (p *pulse) Stop(context.Context) error {
-	if p.conn == nil {
-		return nil
-	}
-	p.stop()
-	err := p.conn.Close()
-	p.conn = nil
-	p.wg.Wait()
-	return err
-}
 
 // simNode is a whole channel on a simulated node. Its index in the logs stays
 // when it is restarted: an incarnation is another index.
 type simNode struct {
-	*channel.Channel
-	sim   *channeltest.SimNode
-	got   *channeltest.Recorder
+	*grouptest.Stacked
 	index int
 	sent  int
 }
 
 func startSim(t *testing.T, index int, sim *channeltest.SimNode) *simNode {
 	t.Helper()
-	n := &simNode{sim: sim, got: new(channeltest.Recorder), index: index}
-	s := channel.Settings{Net: sim, Metrics: channel.NewMetrics()}
-	o, err := New(Defaults, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stack, err := channel.NewStack(channel.Layer{Interceptor: o})
-	if err != nil {
-		t.Fatal(err)
-	}
-	rc := tcp.DefaultReceiverConfig()
-	rc.Address = sim.IP()
-	n.Channel, err = channel.New(channel.Config{
-		Announcement: channel.Announcement{Name: fmt.Sprint("n", index), Pipelined: true},
-		Stack:        stack, Sender: tcp.NewSender(tcp.DefaultSenderConfig(), s), Receiver: tcp.NewReceiver(rc, s),
-		Membership: &pulse{net: sim},
-	}, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.Listen(n.got)
-	if err := n.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return &simNode{index: index, Stacked: grouptest.Stack(t, fmt.Sprint("n", index), sim, func(s channel.Settings) ([]channel.Interceptor, error) {
+		o, err := New(Defaults, s)
+		return []channel.Interceptor{o}, err
+	})}
 }
 
 // Four nodes over simulated streams with loss and jitter, through splits, lost
@@ -205,7 +102,7 @@ func TestSimulatedFaults(t *testing.T) {
 
 			// The oldest dies with messages on their way, and comes back.
 			chatter(20)
-			nodes[0].sim.Kill()
+			nodes[0].Sim.Kill()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			_ = nodes[0].Stop(ctx) // its network is gone
 			cancel()
@@ -219,7 +116,7 @@ func TestSimulatedFaults(t *testing.T) {
 			time.Sleep(15 * time.Second) // longer than anything waits
 
 			// In the end everybody gets everything again.
-			before := len(nodes[0].got.Messages())
+			before := len(nodes[0].Got.Messages())
 			for i := range 20 {
 				n := nodes[i%4]
 				n.sent++
@@ -232,16 +129,16 @@ func TestSimulatedFaults(t *testing.T) {
 					t.Errorf("to %d members: %v", len(to), err)
 				}
 			}
-			if n := len(nodes[0].got.Messages()) - before; n != 20 {
+			if n := len(nodes[0].Got.Messages()) - before; n != 20 {
 				t.Errorf("%d of 20 delivered after all faults", n)
 			}
 			var logs [][]string
 			for _, n := range all {
-				logs = append(logs, n.got.Bodies())
+				logs = append(logs, n.Got.Bodies())
 			}
 			verify(t, logs, sent)
 			for _, n := range nodes {
-				t.Logf("node %d sent %d messages and delivered %d", n.index, n.sent, len(n.got.Messages()))
+				t.Logf("node %d sent %d messages and delivered %d", n.index, n.sent, len(n.Got.Messages()))
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				if err := n.Stop(ctx); err != nil {
 					t.Errorf("stop: %v", err)

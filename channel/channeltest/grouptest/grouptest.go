@@ -1,8 +1,9 @@
-// Package grouptest is whole channels on a simulated network whose membership
-// is a book that the test keeps: who sees whom changes when the test says so.
+// Package grouptest is whole channels on a simulated network: those whose
+// membership is a book that the test keeps, so that who sees whom changes when
+// the test says so, and those that find each other on the network.
 //
-// It imports channel, channel/channeltest, channel/tcp and testing; only tests
-// import it.
+// It imports channel, channel/channeltest, channel/membership, channel/tcp,
+// channel/wire and testing; only tests import it.
 package grouptest
 
 import (
@@ -81,7 +82,7 @@ func (b *Book) join(t testing.TB, a channel.Announcement, net transport.Net, sim
 		Announcement: a,
 		Sender:       tcp.NewSender(tcp.DefaultSenderConfig(), s),
 		Receiver:     tcp.NewReceiver(rc, s),
-		Membership:   (*membership)(n),
+		Membership:   (*bookMembership)(n),
 	}, s)
 	if err != nil {
 		t.Fatal(err)
@@ -102,11 +103,11 @@ func (n *Node) StopNode(t testing.TB) {
 	}
 }
 
-// membership is a Node as a channel.Membership.
-type membership Node
+// bookMembership is a Node as a channel.Membership.
+type bookMembership Node
 
 // Start implements channel.Membership.
-func (m *membership) Start(_ context.Context, local channel.Member, _ []channel.Member, sink channel.MemberSink) error {
+func (m *bookMembership) Start(_ context.Context, local channel.Member, _ []channel.Member, sink channel.MemberSink) error {
 	n := (*Node)(m)
 	b := n.book
 	b.mu.Lock()
@@ -127,7 +128,7 @@ func (m *membership) Start(_ context.Context, local channel.Member, _ []channel.
 }
 
 // Update implements channel.Membership.
-func (m *membership) Update(_ context.Context, local channel.Member) error {
+func (m *bookMembership) Update(_ context.Context, local channel.Member) error {
 	n := (*Node)(m)
 	n.book.mu.Lock()
 	if n.foreign {
@@ -139,7 +140,7 @@ func (m *membership) Update(_ context.Context, local channel.Member) error {
 }
 
 // Stop implements channel.Membership.
-func (m *membership) Stop(context.Context) error {
+func (m *bookMembership) Stop(context.Context) error {
 	n := (*Node)(m)
 	n.book.remove(n, channel.MemberLeft)
 	return nil
