@@ -88,7 +88,7 @@ func concurrent(t *testing.T, f func(t *testing.T, nodes []*node, locked bool)) 
 				if manager == "file" {
 					where = "engine.hosts[0].contexts[0]" // of the file
 					args = storeUnderTest{options: fmt.Sprintf("use: persistent, store: file, directory: %q", filepath.Join(t.TempDir(), "sessions"))}.
-						args(t, "on_failure: fail, grace: 20s, timeout: 20s")
+						args(t, "sync", "on_failure: fail, grace: 20s, timeout: 20s")
 				}
 				if locked {
 					args = append(args, "--set", where+".path="+testPath, "--set", where+".session.lock=session")
