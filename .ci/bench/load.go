@@ -55,7 +55,7 @@ func needWrk() {
 func wrk(addr, path, jar string, d time.Duration) (r result) {
 	script := filepath.Join(work, "cookies.lua")
 	check(os.WriteFile(script, []byte(wrkScript), 0o600))
-	out, err := exec.Command("wrk", "-t", "2", "-c", strconv.Itoa(users), "-d", strconv.Itoa(max(int(d.Seconds()), 1)), "--latency",
+	out, err := exec.Command("wrk", "-t", "2", "-c", strconv.Itoa(users), "-d", strconv.Itoa(max(int(d.Seconds()), 1)), "--latency", "--timeout", "60s",
 		"-s", script, "http://"+addr+path, "--", jar).CombinedOutput()
 	if err != nil {
 		fail(fmt.Errorf("wrk: %w\n%s", err, out))

@@ -16,7 +16,7 @@ import (
 )
 
 // patience bounds every wait for a process.
-const patience = 60 * time.Second
+const patience = 2 * time.Minute
 
 // node is a running Longhouse node.
 type node struct {
