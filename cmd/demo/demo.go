@@ -53,6 +53,9 @@ type blob struct {
 //	GET  /write       increments n, sets blob to ?size=100 bytes, answers n
 //	POST /renew       gives the session a new id
 //	POST /invalidate  ends the session
+//	POST /login       signs user on, whoever that is, if the host has the valve singlesignon
+//	POST /logout      signs off
+//	GET  /whoami      who has signed on, or nothing
 func Handler(node string) http.Handler {
 	a := &app{node: node}
 	a.bufs.New = func() any { return new([20]byte) }
@@ -65,6 +68,9 @@ func Handler(node string) http.Handler {
 	mux.HandleFunc("GET /write", a.write)
 	mux.HandleFunc("POST /renew", a.renew)
 	mux.HandleFunc("POST /invalidate", a.invalidate)
+	mux.HandleFunc("POST /login", a.login)
+	mux.HandleFunc("POST /logout", a.logout)
+	mux.HandleFunc("GET /whoami", a.whoami)
 	return mux
 }
 
