@@ -47,6 +47,8 @@ const (
 	grace = 5 * time.Second
 	turn  = 15 * time.Second
 	pace  = 500
+	// overtaking is by how much the manager's changes may be faster than events.
+	overtaking = 4 * time.Second
 )
 
 // Relay implements table.Relay for all tables of a node.
@@ -71,6 +73,7 @@ type Relay struct {
 	freed    chan struct{}
 	hurried  bool
 	stopping bool
+	holding  bool // a timer runs for what is held
 }
 
 type metrics struct{ sent, received, repeated, unsent, failed, bad, waits *channel.Counter }
@@ -84,6 +87,16 @@ type topic struct {
 	known        map[string]entry
 	ended, older map[string]ending
 	turned       time.Time
+	// held are ends and renewals that came with the manager's changes, by the id
+	// that is over: the node that made them tells it, too, after what it did
+	// before. Those that it does not tell in time are told then.
+	held map[string]held
+}
+
+type held struct {
+	core.SessionEvent
+	life  time.Duration
+	until time.Time
 }
 
 // ending is what became of an id: next is the id that follows it, or empty.
@@ -241,9 +254,10 @@ func (r *Relay) Wants(contextName string, kinds core.SessionEventKind) {
 	t.wants = kinds
 	switch {
 	case kinds == 0:
-		t.known, t.ended, t.older = nil, nil, nil
+		t.known, t.ended, t.older, t.held = nil, nil, nil, nil
 	case before == 0:
 		t.known, t.ended, t.turned = map[string]entry{}, map[string]ending{}, time.Now()
+		t.held = map[string]held{}
 		r.wg.Go(func() { r.noteLiving(contextName) })
 	}
 	r.asks++
@@ -259,11 +273,11 @@ func (r *Relay) noteLiving(contextName string) {
 	tab := r.tables(contextName)
 	for _, a := range tab.Living(contextName) {
 		e := core.SessionEvent{Kind: core.SessionCreated, Key: a.Key, Existing: true, Time: time.Now()}
-		tab.Deliver(e, func(tell func(core.SessionEvent)) {
+		tab.Deliver(contextName, func(tell func(core.SessionEvent, bool)) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if t := r.topic(contextName); t.wants != 0 && r.note(t, &e, nil, a.Life) {
-				tell(e)
+				tell(e, false)
 			}
 		})
 	}
@@ -281,19 +295,90 @@ func (r *Relay) Tell(e core.SessionEvent, life time.Duration, deliver func(core.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	t := r.topic(e.Key.Context)
-	pass := e.Local
-	if t.wants != 0 {
-		// An end that came with the manager's changes is passed on by the node
-		// that had the session: others have asked that node.
-		k, known := t.known[e.Key.ID]
-		pass = pass || known && k.owner == nil
-		if !r.note(t, &e, nil, life) {
-			return
-		}
+	if t.wants != 0 && !e.Local && len(r.peers) > 0 && !r.stopping {
+		r.hold(t, e, life)
+		return
+	}
+	if t.wants != 0 && !r.note(t, &e, nil, life) {
+		return
 	}
 	deliver(e)
-	if pass && t.asked&e.Kind != 0 {
+	if e.Local && t.asked&e.Kind != 0 {
 		r.pass(e.Key.Context, toWire(&e, life))
+	}
+}
+
+// hold keeps an event until the node that made it tells it, for overtaking at
+// most.
+func (r *Relay) hold(t *topic, e core.SessionEvent, life time.Duration) {
+	id := over(&e)
+	if _, ended := t.latest(id); ended {
+		return
+	}
+	t.held[id] = held{e, life, time.Now().Add(overtaking)}
+	if !r.holding {
+		r.holding = true
+		r.wg.Go(r.letGo)
+	}
+}
+
+// over returns the id that is over with an event that ends one, or empty.
+func over(e *core.SessionEvent) string {
+	switch e.Kind {
+	case core.SessionDestroyed:
+		return e.Key.ID
+	case core.SessionRenewed:
+		return e.Previous.ID
+	}
+	return ""
+}
+
+// letGo tells what was held for long enough, until nothing is held. It is passed
+// on, too: the node that made it may have gone before it told anybody.
+func (r *Relay) letGo() {
+	for {
+		timer := time.NewTimer(overtaking / 4)
+		select {
+		case <-timer.C:
+		case <-r.life.Done():
+			timer.Stop()
+			return
+		}
+		now := time.Now()
+		var due []held
+		left := 0
+		r.mu.Lock()
+		for _, t := range r.topics {
+			for id, h := range t.held {
+				if h.until.After(now) && !r.stopping {
+					left++
+					continue
+				}
+				delete(t.held, id)
+				due = append(due, h)
+			}
+		}
+		r.holding = left > 0
+		more := r.holding
+		r.mu.Unlock()
+		for _, h := range due {
+			name := h.Key.Context
+			r.tables(name).Deliver(name, func(tell func(core.SessionEvent, bool)) {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				t := r.topic(name)
+				if t.wants == 0 || !r.note(t, &h.SessionEvent, nil, h.life) {
+					return
+				}
+				tell(h.SessionEvent, true)
+				if t.asked&h.Kind != 0 {
+					r.pass(name, toWire(&h.SessionEvent, h.life))
+				}
+			})
+		}
+		if !more {
+			return
+		}
 	}
 }
 
@@ -696,7 +781,11 @@ func (r *Relay) take(p *peer, m *message, w *event) {
 	if wants == 0 {
 		return
 	}
-	r.tables(name).Deliver(e, func(tell func(core.SessionEvent)) {
+	ends, here := over(&e), false
+	if e.Kind == core.SessionDestroyed {
+		e.Attrs, here = r.tables(name).Attributes(e.Key)
+	}
+	r.tables(name).Deliver(name, func(tell func(core.SessionEvent, bool)) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		t := r.topic(name)
@@ -709,6 +798,10 @@ func (r *Relay) take(p *peer, m *message, w *event) {
 			}
 			return
 		}
-		tell(e)
+		if h, there := t.held[ends]; there {
+			delete(t.held, ends)
+			e.Attrs, here = h.Attrs, true
+		}
+		tell(e, here)
 	})
 }

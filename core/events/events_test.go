@@ -194,7 +194,7 @@ func (n *node) kill() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 	defer cancel()
 	_ = n.relay.Stop(ctx)
-	_ = n.engine.Stop(ctx)
+	_ = n.engine.Stop(context.Background())
 	n.w.store.set(func(m *store) { m.down = true })
 	_ = n.table.Stop(ctx)
 	n.w.store.set(func(m *store) { m.down = false })
@@ -374,6 +374,62 @@ func TestEndIsToldOnce(t *testing.T) {
 		a.expect("destroyed here expired") // in b it is the one of another node
 		b.expect("destroyed expired")
 		c.expect("destroyed expired")
+	})
+}
+
+// The manager may be faster than the news: what a node did before the end is told
+// before it all the same. If the node has died with its news, the end is told a
+// little later, also to nodes that do not have the session.
+func TestManagerIsFaster(t *testing.T) {
+	run(t, table.Config{}, 3, func(t *testing.T, w *world) {
+		a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
+		w.store.set(func(m *store) { m.tell = []*table.Table{a.table, b.table, c.table} })
+		h := a.create(time.Hour)
+		key := h.Key()
+		a.finish(h, func(h core.Handle) error { return h.Set("x", "1") })
+		w.settle()
+		a.take()
+		b.take()
+		c.take()
+		b.use(key, func(h core.Handle) error { return errors.Join(h.Set("x", "2"), h.Renew(), h.Set("y", "3")) })
+		w.settle()
+		a.expect("attribute replaced x=2, renewed, attribute added y=3")
+		renewed := c.expect("attribute replaced x=2, renewed, attribute added y=3")
+		key = renewed[1].Key
+		a.use(key, nothing)
+		w.settle()
+		b.take()
+		b.use(key, func(h core.Handle) error { return errors.Join(h.Delete("y"), h.Invalidate()) })
+		w.settle()
+		list := a.expect("attribute removed y=, destroyed invalidated")
+		var x string
+		if _, _ = list[1].Get("x", &x); x != "2" {
+			t.Error("the last attributes:", list[1])
+		}
+		c.expect("attribute removed y=, destroyed invalidated")
+
+		h = a.create(time.Hour)
+		key = h.Key()
+		a.finish(h, nothing)
+		w.settle()
+		b.use(key, nothing)
+		w.settle()
+		a.use(key, nothing)
+		w.settle()
+		a.take()
+		c.take()
+		w.nw.Isolate(b.Sim.IP())
+		b.use(key, core.Handle.Invalidate)
+		b.kill()
+		w.pause(10 * time.Second)
+		list = a.expect("destroyed invalidated")
+		if list[0].Key != key {
+			t.Error(list)
+		}
+		c.expect("destroyed invalidated")
+		w.pause(2 * time.Hour)
+		a.expect("")
+		c.expect("")
 	})
 }
 

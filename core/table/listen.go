@@ -17,8 +17,8 @@ type Relay interface {
 	// Asked returns which kinds other nodes want of a context.
 	Asked(contextName string) core.SessionEventKind
 	// Tell takes an event of a session in the table, whose lock is held, and calls
-	// deliver with it unless it has been told before. life is the session's
-	// MaxInactive.
+	// deliver with it unless it has been told before, or will be told with
+	// Table.Deliver. life is the session's MaxInactive.
 	Tell(e core.SessionEvent, life time.Duration, deliver func(core.SessionEvent))
 	// Claim tells that the table has taken a session over from the manager; it
 	// calls deliver if nobody here has heard of the session before.
@@ -163,27 +163,26 @@ func (t *Table) tell(e core.SessionEvent, life time.Duration) {
 	})
 }
 
-// Deliver tells the listeners of a context here what has happened to a session
-// elsewhere, if f, which may call the function that it is given, still wants to.
-func (t *Table) Deliver(e core.SessionEvent, f func(tell func(core.SessionEvent))) {
-	here := false
-	if e.Kind == core.SessionDestroyed {
-		e.Attrs, here = t.attributes(e.Key)
-	}
+// Deliver calls f with a function that tells the listeners of a context here what
+// has happened elsewhere; here says that the session is in this table, or was.
+func (t *Table) Deliver(contextName string, f func(tell func(e core.SessionEvent, here bool))) {
 	t.telling.RLock()
 	defer t.telling.RUnlock()
-	f(func(told core.SessionEvent) {
-		told.Attrs = e.Attrs
-		if c := t.watched(e.Key.Context); c != nil {
-			if w := c.latest(); (w.Kinds|w.Cluster)&told.Kind != 0 {
-				w.Tell(told, here)
-			}
+	c := t.watched(contextName)
+	if c == nil {
+		return
+	}
+	w := c.latest()
+	f(func(e core.SessionEvent, here bool) {
+		if (w.Kinds|w.Cluster)&e.Kind != 0 {
+			w.Tell(e, here)
 		}
 	})
 }
 
-// attributes returns what a living session of the table has.
-func (t *Table) attributes(key session.Key) (attrs map[string]session.Entry, here bool) {
+// Attributes returns what a session has, and whether it is living and in the
+// table.
+func (t *Table) Attributes(key session.Key) (attrs map[string]session.Entry, here bool) {
 	s := t.get(key)
 	if s == nil {
 		return nil, false
