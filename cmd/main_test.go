@@ -73,6 +73,9 @@ type group struct {
 	t    *testing.T
 	port string
 	exe  string // the program; default the test binary
+	// place, if set, says where a node runs: the command before the program,
+	// its address for clients and the one for other nodes.
+	place func(route string) (command []string, clients, members string)
 }
 
 func newGroup(t *testing.T) *group {
@@ -92,12 +95,17 @@ func newGroup(t *testing.T) *group {
 // "longhouse run".
 func (g *group) start(route string, args ...string) *node {
 	g.t.Helper()
+	clients, members := "127.0.0.1", "127.0.0.1"
+	var command []string
+	if g.place != nil {
+		command, clients, members = g.place(route)
+	}
 	all := []string{"run", "--announce",
-		"--set", "admin.address=127.0.0.1:0",
-		"--set", "connectors[0].address=127.0.0.1:0",
+		"--set", "admin.address=" + clients + ":0",
+		"--set", "connectors[0].address=" + clients + ":0",
 		"--set", "cluster.channel.membership.port=" + g.port,
-		"--set", "cluster.channel.membership.bind=127.0.0.1",
-		"--set", "cluster.channel.receiver.address=127.0.0.1",
+		"--set", "cluster.channel.membership.bind=" + members,
+		"--set", "cluster.channel.receiver.address=" + members,
 		"--set", "log.format=json",
 	}
 	if route != "" {
@@ -110,7 +118,8 @@ func (g *group) start(route string, args ...string) *node {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	n := &node{t: g.t, cmd: exec.Command(exe, append(all, args...)...), log: &tail{}, dead: make(chan struct{})}
+	command = slices.Concat(command, []string{exe}, all, args)
+	n := &node{t: g.t, cmd: exec.Command(command[0], command[1:]...), log: &tail{}, dead: make(chan struct{})}
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	n.cmd.Stderr = n.log
 	if n.stdin, err = n.cmd.StdinPipe(); err != nil {
@@ -199,7 +208,8 @@ func (n *node) awaitReady() {
 
 func awaitMembers(count int, nodes ...*node) {
 	for _, n := range nodes {
-		eventually(n.t, 15*time.Second, "all members in the view", func() bool {
+		n.t.Helper()
+		eventually(n.t, 30*time.Second, "all members in the view", func() bool {
 			var ms []json.RawMessage
 			n.admin("/v1/members", &ms)
 			return len(ms) == count
