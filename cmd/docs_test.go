@@ -38,7 +38,7 @@ func blocks(t *testing.T, path, language string) []string {
 // Every YAML block of the guides is a configuration without errors.
 func TestDocumentedYAML(t *testing.T) {
 	n := 0
-	for _, doc := range []string{"../README.md", "MOVING.md", "../core/container/README.md", "../channel/README.md"} {
+	for _, doc := range []string{"../README.md", "MOVING.md", "../core/container/README.md", "../channel/README.md", "../valves/singlesignon/README.md"} {
 		for _, text := range blocks(t, doc, "yaml") {
 			n++
 			cfg, err := config.Read(doc, []byte(text))
