@@ -430,10 +430,10 @@ func (h *Host) Status() []core.PluginStatus {
 // statsTimeout bounds the time that Samples waits for one process.
 const statsTimeout = time.Second
 
-// Samples asks all plugin processes for their own counters and gauges and
-// returns them with the labels plugin and instance added. Plugins that do not
-// answer within a second are left out. Plugins in the node's own process count
-// in the Settings.Metrics they were given.
+// Samples asks all plugin processes for their own counters, gauges and
+// histograms and returns them with the labels plugin and instance added.
+// Plugins that do not answer within a second are left out. Plugins in the
+// node's own process count in the Settings.Metrics they were given.
 func (h *Host) Samples(ctx context.Context) []channel.Sample {
 	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 	defer cancel()

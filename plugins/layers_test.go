@@ -67,7 +67,7 @@ func TestProgramWithTheSDK(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := l.Descriptor(); d.Name != "acme/reverse" || d.Flag != 0x20000 || !d.Mutates || d.Promise != "turns bodies round" {
+	if d := l.Descriptor(); d.Name != "acme/reverse" || d.Flag != 0x20000 || !d.Mutates || len(d.Wants) != 1 || d.Promise != "turns bodies round" {
 		t.Errorf("before it is started it is %+v", d)
 	}
 	if _, ok := l.(channel.MemberHandler); ok {

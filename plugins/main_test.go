@@ -98,6 +98,7 @@ func (m *fakeManager) Start(_ context.Context, host core.ManagerHost) error {
 	m.host = host
 	m.s.Logger.Info("fake manager started", zap.String("greeting", m.cfg.Greeting))
 	m.s.Metrics.Counter("fake_starts_total", "Starts.").Inc()
+	m.s.Metrics.Histogram("fake_seconds", "Durations.", 1e-3, []int64{1, 10}).Observe(5)
 	return nil
 }
 

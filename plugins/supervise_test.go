@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -457,7 +458,12 @@ func TestPluginLogsAndPrints(t *testing.T) {
 	if got := sample(metrics, "plugin_output_refused_total", "reason", "length"); got != 2 {
 		t.Errorf("cut lines: %v", got)
 	}
-	if got := h.Samples(t.Context()); len(got) != 1 || got[0].Name != "fake_starts_total" || got[0].Value != 1 || !got[0].Counter {
-		t.Errorf("samples %+v", got)
+	got := h.Samples(t.Context())
+	if len(got) != 2 || got[1].Name != "fake_starts_total" || got[1].Value != 1 || !got[1].Counter {
+		t.Fatalf("samples %+v", got)
+	}
+	want := &channel.HistogramSample{Bounds: []float64{0.001, 0.01}, Counts: []uint64{0, 1, 0}, Sum: 0.005}
+	if s := got[0]; s.Name != "fake_seconds" || s.Value != 1 || !reflect.DeepEqual(s.Histogram, want) {
+		t.Errorf("histogram %+v: %+v", s, s.Histogram)
 	}
 }

@@ -3,6 +3,7 @@ package admin
 import (
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -105,7 +106,7 @@ var (
 
 // histogram converts a histogram; Prometheus wants cumulative counts.
 func histogram(desc *prometheus.Desc, h *channel.HistogramSample, labels []string) (prometheus.Metric, error) {
-	if len(h.Counts) != len(h.Bounds)+1 || !slices.IsSorted(h.Bounds) {
+	if len(h.Counts) != len(h.Bounds)+1 || !slices.IsSorted(h.Bounds) || slices.ContainsFunc(h.Bounds, math.IsNaN) {
 		return nil, errBuckets
 	}
 	buckets := make(map[float64]uint64, len(h.Bounds))

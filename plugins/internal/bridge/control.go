@@ -134,6 +134,9 @@ func (c *ControlClient) Stats(ctx context.Context) ([]channel.Sample, error) {
 	out := make([]channel.Sample, len(r.Samples))
 	for i, s := range r.Samples {
 		out[i] = channel.Sample{Name: s.Name, Help: s.Help, Labels: s.Labels, Counter: s.Counter, Value: s.Value}
+		if h := s.Histogram; h != nil {
+			out[i].Histogram = &channel.HistogramSample{Bounds: h.Bounds, Counts: h.Counts, Sum: h.Sum}
+		}
 	}
 	return out, nil
 }
@@ -205,6 +208,9 @@ func (s *controlServer) Stats(ctx context.Context, _ *pluginv1.StatsRequest) (*p
 	r := &pluginv1.StatsReply{Samples: make([]*pluginv1.Sample, len(samples))}
 	for i, v := range samples {
 		r.Samples[i] = &pluginv1.Sample{Name: v.Name, Help: v.Help, Labels: v.Labels, Counter: v.Counter, Value: v.Value}
+		if h := v.Histogram; h != nil {
+			r.Samples[i].Histogram = &pluginv1.Histogram{Bounds: h.Bounds, Counts: h.Counts, Sum: h.Sum}
+		}
 	}
 	return r, nil
 }

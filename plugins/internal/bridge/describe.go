@@ -30,6 +30,7 @@ type Description struct {
 	Below    []string        `json:"below,omitempty"`
 	Provides []string        `json:"provides,omitempty"`
 	Requires []string        `json:"requires,omitempty"`
+	Wants    []string        `json:"wants,omitempty"`
 	Promise  string          `json:"promise,omitempty"`
 
 	// Features are verified by the conformance suite.
@@ -56,7 +57,7 @@ func DescribeInterceptor(name, version string, i channel.Interceptor) Descriptio
 		Kind: "interceptor", Name: name, Version: version, API: []int{APIVersion},
 		Handles: handlesOf(i),
 		Flag:    d.Flag, Mutates: d.Mutates, Stateful: d.Stateful, Observer: d.Observer,
-		Above: d.Above, Below: d.Below, Provides: d.Provides, Requires: d.Requires, Promise: d.Promise,
+		Above: d.Above, Below: d.Below, Provides: d.Provides, Requires: d.Requires, Wants: d.Wants, Promise: d.Promise,
 	}
 }
 
@@ -81,7 +82,7 @@ func handlesOf(i channel.Interceptor) []string {
 func (d Description) Descriptor() channel.Descriptor {
 	return channel.Descriptor{
 		Name: d.Name, Flag: d.Flag, Mutates: d.Mutates, Stateful: d.Stateful, Observer: d.Observer,
-		Above: d.Above, Below: d.Below, Provides: d.Provides, Requires: d.Requires, Promise: d.Promise,
+		Above: d.Above, Below: d.Below, Provides: d.Provides, Requires: d.Requires, Wants: d.Wants, Promise: d.Promise,
 	}
 }
 
@@ -99,8 +100,8 @@ func (d Description) Check() error {
 }
 
 // Differences names what a running plugin says differently of itself than what
-// was pinned, one sentence; empty if nothing is different. The sentence about
-// promises to people is left out: it may change.
+// was pinned, one sentence; empty if nothing is different. What is for people
+// alone, the promise and what the layer wants, is left out: it may change.
 func (d Description) Differences(running Description) string {
 	var list []string
 	pinned, now := reflect.ValueOf(d), reflect.ValueOf(running)

@@ -343,9 +343,11 @@ type Sample struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Help  string                 `protobuf:"bytes,2,opt,name=help,proto3" json:"help,omitempty"`
 	// labels are pairs of name and value.
-	Labels        []string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty"`
-	Counter       bool     `protobuf:"varint,4,opt,name=counter,proto3" json:"counter,omitempty"`
-	Value         float64  `protobuf:"fixed64,5,opt,name=value,proto3" json:"value,omitempty"`
+	Labels  []string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty"`
+	Counter bool     `protobuf:"varint,4,opt,name=counter,proto3" json:"counter,omitempty"`
+	Value   float64  `protobuf:"fixed64,5,opt,name=value,proto3" json:"value,omitempty"`
+	// histogram is set for histograms; value is the number of observations then.
+	Histogram     *Histogram `protobuf:"bytes,6,opt,name=histogram,proto3" json:"histogram,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -415,6 +417,75 @@ func (x *Sample) GetValue() float64 {
 	return 0
 }
 
+func (x *Sample) GetHistogram() *Histogram {
+	if x != nil {
+		return x.Histogram
+	}
+	return nil
+}
+
+// Histogram: counts has one more than bounds, which ascend, and is not
+// cumulative.
+type Histogram struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bounds        []float64              `protobuf:"fixed64,1,rep,packed,name=bounds,proto3" json:"bounds,omitempty"`
+	Counts        []uint64               `protobuf:"varint,2,rep,packed,name=counts,proto3" json:"counts,omitempty"`
+	Sum           float64                `protobuf:"fixed64,3,opt,name=sum,proto3" json:"sum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Histogram) Reset() {
+	*x = Histogram{}
+	mi := &file_control_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Histogram) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Histogram) ProtoMessage() {}
+
+func (x *Histogram) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
+func (*Histogram) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Histogram) GetBounds() []float64 {
+	if x != nil {
+		return x.Bounds
+	}
+	return nil
+}
+
+func (x *Histogram) GetCounts() []uint64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *Histogram) GetSum() float64 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
+}
+
 type StopRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -423,7 +494,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +506,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +519,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 type StopReply struct {
@@ -459,7 +530,7 @@ type StopReply struct {
 
 func (x *StopReply) Reset() {
 	*x = StopReply{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +542,7 @@ func (x *StopReply) String() string {
 func (*StopReply) ProtoMessage() {}
 
 func (x *StopReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +555,7 @@ func (x *StopReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReply.ProtoReflect.Descriptor instead.
 func (*StopReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 type Chunk struct {
@@ -496,7 +567,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +579,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +592,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Chunk) GetData() []byte {
@@ -555,13 +626,18 @@ const file_control_proto_rawDesc = "" +
 	"\fStatsRequest\"D\n" +
 	"\n" +
 	"StatsReply\x126\n" +
-	"\asamples\x18\x01 \x03(\v2\x1c.longhouse.plugins.v1.SampleR\asamples\"x\n" +
+	"\asamples\x18\x01 \x03(\v2\x1c.longhouse.plugins.v1.SampleR\asamples\"\xb7\x01\n" +
 	"\x06Sample\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04help\x18\x02 \x01(\tR\x04help\x12\x16\n" +
 	"\x06labels\x18\x03 \x03(\tR\x06labels\x12\x18\n" +
 	"\acounter\x18\x04 \x01(\bR\acounter\x12\x14\n" +
-	"\x05value\x18\x05 \x01(\x01R\x05value\"\r\n" +
+	"\x05value\x18\x05 \x01(\x01R\x05value\x12=\n" +
+	"\thistogram\x18\x06 \x01(\v2\x1f.longhouse.plugins.v1.HistogramR\thistogram\"M\n" +
+	"\tHistogram\x12\x16\n" +
+	"\x06bounds\x18\x01 \x03(\x01R\x06bounds\x12\x16\n" +
+	"\x06counts\x18\x02 \x03(\x04R\x06counts\x12\x10\n" +
+	"\x03sum\x18\x03 \x01(\x01R\x03sum\"\r\n" +
 	"\vStopRequest\"\v\n" +
 	"\tStopReply\"\x1b\n" +
 	"\x05Chunk\x12\x12\n" +
@@ -585,7 +661,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_control_proto_goTypes = []any{
 	(*ConfigureRequest)(nil), // 0: longhouse.plugins.v1.ConfigureRequest
 	(*ConfigureReply)(nil),   // 1: longhouse.plugins.v1.ConfigureReply
@@ -594,27 +670,29 @@ var file_control_proto_goTypes = []any{
 	(*StatsRequest)(nil),     // 4: longhouse.plugins.v1.StatsRequest
 	(*StatsReply)(nil),       // 5: longhouse.plugins.v1.StatsReply
 	(*Sample)(nil),           // 6: longhouse.plugins.v1.Sample
-	(*StopRequest)(nil),      // 7: longhouse.plugins.v1.StopRequest
-	(*StopReply)(nil),        // 8: longhouse.plugins.v1.StopReply
-	(*Chunk)(nil),            // 9: longhouse.plugins.v1.Chunk
+	(*Histogram)(nil),        // 7: longhouse.plugins.v1.Histogram
+	(*StopRequest)(nil),      // 8: longhouse.plugins.v1.StopRequest
+	(*StopReply)(nil),        // 9: longhouse.plugins.v1.StopReply
+	(*Chunk)(nil),            // 10: longhouse.plugins.v1.Chunk
 }
 var file_control_proto_depIdxs = []int32{
-	6, // 0: longhouse.plugins.v1.StatsReply.samples:type_name -> longhouse.plugins.v1.Sample
-	0, // 1: longhouse.plugins.v1.Control.Configure:input_type -> longhouse.plugins.v1.ConfigureRequest
-	2, // 2: longhouse.plugins.v1.Control.Health:input_type -> longhouse.plugins.v1.HealthRequest
-	4, // 3: longhouse.plugins.v1.Control.Stats:input_type -> longhouse.plugins.v1.StatsRequest
-	7, // 4: longhouse.plugins.v1.Control.Stop:input_type -> longhouse.plugins.v1.StopRequest
-	9, // 5: longhouse.plugins.v1.Control.Data:input_type -> longhouse.plugins.v1.Chunk
-	1, // 6: longhouse.plugins.v1.Control.Configure:output_type -> longhouse.plugins.v1.ConfigureReply
-	3, // 7: longhouse.plugins.v1.Control.Health:output_type -> longhouse.plugins.v1.HealthReply
-	5, // 8: longhouse.plugins.v1.Control.Stats:output_type -> longhouse.plugins.v1.StatsReply
-	8, // 9: longhouse.plugins.v1.Control.Stop:output_type -> longhouse.plugins.v1.StopReply
-	9, // 10: longhouse.plugins.v1.Control.Data:output_type -> longhouse.plugins.v1.Chunk
-	6, // [6:11] is the sub-list for method output_type
-	1, // [1:6] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	6,  // 0: longhouse.plugins.v1.StatsReply.samples:type_name -> longhouse.plugins.v1.Sample
+	7,  // 1: longhouse.plugins.v1.Sample.histogram:type_name -> longhouse.plugins.v1.Histogram
+	0,  // 2: longhouse.plugins.v1.Control.Configure:input_type -> longhouse.plugins.v1.ConfigureRequest
+	2,  // 3: longhouse.plugins.v1.Control.Health:input_type -> longhouse.plugins.v1.HealthRequest
+	4,  // 4: longhouse.plugins.v1.Control.Stats:input_type -> longhouse.plugins.v1.StatsRequest
+	8,  // 5: longhouse.plugins.v1.Control.Stop:input_type -> longhouse.plugins.v1.StopRequest
+	10, // 6: longhouse.plugins.v1.Control.Data:input_type -> longhouse.plugins.v1.Chunk
+	1,  // 7: longhouse.plugins.v1.Control.Configure:output_type -> longhouse.plugins.v1.ConfigureReply
+	3,  // 8: longhouse.plugins.v1.Control.Health:output_type -> longhouse.plugins.v1.HealthReply
+	5,  // 9: longhouse.plugins.v1.Control.Stats:output_type -> longhouse.plugins.v1.StatsReply
+	9,  // 10: longhouse.plugins.v1.Control.Stop:output_type -> longhouse.plugins.v1.StopReply
+	10, // 11: longhouse.plugins.v1.Control.Data:output_type -> longhouse.plugins.v1.Chunk
+	7,  // [7:12] is the sub-list for method output_type
+	2,  // [2:7] is the sub-list for method input_type
+	2,  // [2:2] is the sub-list for extension type_name
+	2,  // [2:2] is the sub-list for extension extendee
+	0,  // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -628,7 +706,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,7 +23,7 @@ type Config struct {
 }
 
 func reverse(c Config, _ channel.Settings) (channel.Interceptor, error) {
-	return channel.Transform(channel.Descriptor{Name: "acme/reverse", Flag: Flag, Mutates: true, Promise: "turns bodies round"},
+	return channel.Transform(channel.Descriptor{Name: "acme/reverse", Flag: Flag, Mutates: true, Wants: []string{"dispatch"}, Promise: "turns bodies round"},
 		func(m *channel.Message) error {
 			if len(m.Body) >= c.Min {
 				slices.Reverse(m.Body)
