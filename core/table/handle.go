@@ -27,10 +27,14 @@ type handle struct {
 func (h *handle) ID() string {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
-	if h.s.route == "" {
+	route := h.t.cfg.Route
+	if h.s.route != nil {
+		route = *h.s.route
+	}
+	if route == "" {
 		return h.s.key.ID
 	}
-	return h.s.key.ID + "." + h.s.route
+	return h.s.key.ID + "." + route
 }
 
 // Key implements core.Handle.
@@ -227,7 +231,7 @@ func (h *handle) SetMaxInactive(d time.Duration) error {
 	}
 	d, v := max(d, 0), s.next()
 	s.rec.SetMaxInactive(d, v)
-	s.seq++
+	s.use().seq++
 	if h.t.cfg.Manager != nil {
 		p := s.delta()
 		p.MaxInactive, p.MaxInactiveVersion = d, v
@@ -301,7 +305,7 @@ func (h *handle) renew(fresh session.Key, now int64) {
 	s.key = fresh
 	s.rec.DropDeleted() // nobody knows the new id: no need to say what is not there
 	s.size = s.rec.Size()
-	s.seq++
+	s.use().seq++
 	if h.t.cfg.Manager != nil {
 		b := s.use()
 		b.extra = append(b.extra, end)

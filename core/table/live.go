@@ -17,12 +17,11 @@ type live struct {
 	t     *Table
 	mu    sync.Mutex
 	key   session.Key
-	route string
+	route *string         // nil is that of the table
 	rec   session.Replica // the whole session; empty when it has ended
 	end   *session.Record // its tombstone; nil while it lives
 	*busy                 // see use and rest; may be nil
 
-	seq     uint64 // counts the changes made here
 	counter uint64 // highest of any version seen
 	shared  int64  // the access time that the manager knows, ms
 	checkAt int64  // the second in which the expirer looks again
@@ -44,8 +43,9 @@ type busy struct {
 	// are those that are carrying earlier ones.
 	queued   [3]*batch
 	inflight []*batch
-	// weak is the seq at which a batch of the levels below Synced last took the
-	// pending change; it matters as long as there are handles.
+	// seq counts the changes made here, as long as there are handles; weak is the
+	// seq at which a batch of the levels below Synced last took the pending change.
+	seq  uint64
 	weak [core.Synced]uint64
 	// gate lets one Update work at a time; made when first needed. updates are
 	// those that work or wait.
@@ -190,7 +190,7 @@ func (s *live) put(name string, e session.Entry) error {
 	s.rec.Put(name, e)
 	s.tellAttribute(name, old, e)
 	s.size = size
-	s.seq++
+	s.use().seq++
 	if s.t.cfg.Manager != nil {
 		d := s.delta()
 		if d.Attrs == nil {
@@ -213,7 +213,7 @@ func (s *live) finish(kind session.EndKind, now int64) {
 	end := session.Record{Key: s.key, End: kind, EndTime: now}
 	s.rec, s.end = session.Replica{}, &end
 	s.size = 0
-	s.seq++
+	s.use().seq++
 	if s.t.cfg.Manager != nil {
 		same := end
 		s.use().pending = &same

@@ -282,7 +282,11 @@ func (t *Table) Create(_ context.Context, contextName string, o session.NewOptio
 	now := time.Now().UnixMilli()
 	s := &live{
 		t: t, key: session.Key{Context: contextName, ID: session.NewID()},
-		route: cmp.Or(o.Route, t.cfg.Route), users: 1, counter: 1, seq: 1,
+		users: 1, counter: 1,
+	}
+	if o.Route != "" && o.Route != t.cfg.Route {
+		route := o.Route
+		s.route = &route
 	}
 	first := &session.Record{
 		Key: s.key, Created: now, LastAccess: now,
@@ -291,7 +295,8 @@ func (t *Table) Create(_ context.Context, contextName string, o session.NewOptio
 	s.rec = session.MakeReplica(first)
 	h := &handle{t: t, s: s, prev: now, fresh: true}
 	if t.cfg.Manager != nil {
-		s.use().pending, h.own = first, s.seq
+		b := s.use()
+		b.pending, b.seq, h.own = first, 1, 1
 	}
 	sh := t.shard(s.key)
 	sh.mu.Lock()
@@ -452,7 +457,7 @@ func (t *Table) adopt(sh *shard, key session.Key, rec *session.Record) (s *live,
 		return nil, false, err
 	}
 	rec.LastAccess = t.notAhead(rec.LastAccess, now)
-	s = &live{t: t, key: key, rec: session.MakeReplica(rec), route: t.cfg.Route, foreign: true, shared: rec.LastAccess}
+	s = &live{t: t, key: key, rec: session.MakeReplica(rec), foreign: true, shared: rec.LastAccess}
 	s.counter, s.size = rec.Counter(), rec.Size()
 	sh.live[key] = s
 	s.claim()
