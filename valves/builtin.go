@@ -5,6 +5,7 @@ import (
 	"github.com/longhouse-go/longhouse/valves/accesslog"
 	"github.com/longhouse-go/longhouse/valves/errorreport"
 	"github.com/longhouse-go/longhouse/valves/health"
+	"github.com/longhouse-go/longhouse/valves/persistent"
 	"github.com/longhouse-go/longhouse/valves/remoteip"
 	"github.com/longhouse-go/longhouse/valves/replication"
 	"github.com/longhouse-go/longhouse/valves/routebinder"
@@ -21,6 +22,7 @@ func Builtin() []core.ValveFactory {
 		health.Factory,
 		routebinder.Factory,
 		replication.Factory,
+		persistent.Factory,
 		singlesignon.Factory,
 	}
 }

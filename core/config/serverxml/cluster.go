@@ -690,6 +690,17 @@ func (r *reader) appendValve(list []config.Component, el *element) []config.Comp
 	case "ClusterSingleSignOn", "SingleSignOn":
 		use = signOnName
 		r.singleSignOn(a, o)
+	case "PersistentValve":
+		use = persistentName
+		if text := a.get("filter"); text != "" && r.pattern(text, a.posOf("filter")) {
+			o["filter"] = text
+		}
+		if !a.boolean(true, "semaphoreBlockOnAcquire") {
+			o["wait"] = "0s"
+		}
+		a.ignore("semaphoreFairness semaphoreAcquireUninterruptibly asyncSupported")
+		r.note(a.el.pos, "PersistentValve: a request reads its session from the store first, and requests of one session work one after the other on a node",
+			"it is of use only for nodes that share a store and are in no group with each other", "")
 	default:
 		use = r.otherValve(class, a, o)
 	}

@@ -22,6 +22,7 @@ const (
 	binderName      = "routebinder"
 	replicationName = "replication"
 	signOnName      = "singlesignon"
+	persistentName  = "persistent"
 )
 
 // Classes that exist in Tomcat and not here, by the last part of their name.
@@ -38,7 +39,6 @@ var (
 		"StuckThreadDetectionValve":   "without it slow requests are not reported",
 		"SemaphoreValve":              "without it the number of concurrent requests is bounded by the connector only",
 		"CrawlerSessionManagerValve":  "without it each request of a crawler may make a session",
-		"PersistentValve":             "without it sessions are not kept in a store",
 		"ExtendedAccessLogValve":      "without it its log is not written",
 		"JDBCAccessLogValve":          "without it its log is not written",
 		"JsonAccessLogValve":          "without it its log is not written",
