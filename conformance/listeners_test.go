@@ -173,9 +173,15 @@ func TestListenersWithManagers(t *testing.T) {
 
 				// One that is not used for a while leaves the table; its end is told.
 				key = born(t, c.Nodes[3], 7*time.Minute)
+				do(t, c.Nodes[3], key, func(h core.Handle) error { return h.Set("x", 1) })
 				time.Sleep(10 * time.Minute)
 				synctest.Wait()
-				expect(at("created", 3, "expired", 3), key)
+				expect(at("created", 3, "attribute added", 3, "expired", 3), key)
+				last := heard[3].list[len(heard[3].list)-1]
+				var x int
+				if ok, err := last.Get("x", &x); last.Kind != core.SessionDestroyed || !ok || err != nil || x != 1 {
+					t.Errorf("the end of an idle session: %+v", last)
+				}
 
 				// A split: what one side does the other hears when it heals.
 				kept := born(t, c.Nodes[0], 2*time.Hour)

@@ -29,6 +29,8 @@ import (
 // A listener hears what this node does to the sessions of its table, each thing
 // exactly once and with Local set: that they are made, get a new id, expire or
 // are invalidated, and every change of an attribute, at the time of the change.
+// Sessions that have left the table because nobody used them come back when their
+// time is over, to end there.
 // It also hears, with Local not set, that a session in the table of this node
 // has ended or got a new id because of another node. The rest of what other
 // nodes do it hears if it has asked for that; see SessionListening.Cluster.

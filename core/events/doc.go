@@ -14,8 +14,8 @@
 //     may be told in different orders on different nodes (Version says which
 //     change of an attribute counts);
 //   - each change of an attribute is told once, not joined with others, if the
-//     context's listeners want those kinds. It is not told after a loss of messages,
-//     and not of the time before the node has joined or while it was cut off;
+//     context's listeners want those kinds; not those of the time before a node
+//     has joined, or while it was cut off or could not be told for long;
 //   - a session whose node dies, and that nobody uses again, is looked for by the
 //     others when it would have expired: one that the manager still has goes on
 //     and expires on one of them, one that it has not is told as expired. Local

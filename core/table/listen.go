@@ -297,11 +297,12 @@ func (t *Table) expect(e expected, at time.Time) {
 	t.wheel.add(seconds(at.UnixMilli())+1, check{old: e.key, expected: true, released: e.released})
 }
 
-// expectEnd is Expect for a session that is leaving the table: its end is found
-// out when it is due, unless it is used again. s.mu is held.
+// expectEnd is Expect for a session that is leaving the table: when its time is
+// over, which others may know better, it comes back and ends here. Managers still
+// have it then: they keep sessions for a while longer. s.mu is held.
 func (s *live) expectEnd() {
 	if s.rec.MaxInactive() > 0 && s.t.watched(s.key.Context) != nil {
-		s.t.expect(expected{s.key, true}, time.UnixMilli(s.rec.LastAccess()).Add(s.rec.MaxInactive()+2*s.touchInterval()))
+		s.t.expect(expected{s.key, true}, time.UnixMilli(s.rec.LastAccess()).Add(s.rec.MaxInactive()))
 	}
 }
 
