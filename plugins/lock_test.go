@@ -13,13 +13,14 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/secret"
 	"github.com/longhouse-go/longhouse/core/config"
 )
 
 type lockedOptions struct {
-	MinSize int           `yaml:"min_size" default:"1024" validate:"min=1" doc:"bodies smaller than this are left alone: yes, #really"`
-	Key     config.Secret `yaml:"key"`
-	Ratio   float64       `yaml:"ratio" validate:"max=1.5"`
+	MinSize int         `yaml:"min_size" default:"1024" validate:"min=1" doc:"bodies smaller than this are left alone: yes, #really"`
+	Key     secret.Text `yaml:"key"`
+	Ratio   float64     `yaml:"ratio" validate:"max=1.5"`
 }
 
 func lockedPlugin(kind, name string) Locked {

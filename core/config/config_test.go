@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/longhouse-go/longhouse/channel/secret"
 )
 
 // same compares models without places.
@@ -101,7 +103,7 @@ func TestMarshalReadsBack(t *testing.T) {
 
 func TestMarshalHidesSecrets(t *testing.T) {
 	c := &Config{Engine: Engine{Valves: []Component{NewComponent("x", map[string]any{
-		"password": "hunter2", "encryption_key": 1234, "api_token": "${env:TOKEN}", "nested": map[string]any{"secret": "hunter3"}, "code": NewSecret("hunter5"), "old_keys": []any{"hunter4", "${env:OLD}"}, "monkey": "ape"}, Pos{})}},
+		"password": "hunter2", "encryption_key": 1234, "api_token": "${env:TOKEN}", "nested": map[string]any{"secret": "hunter3"}, "code": secret.New("hunter5"), "old_keys": []any{"hunter4", "${env:OLD}"}, "monkey": "ape"}, Pos{})}},
 		Connectors: []Connector{{TLS: &TLS{Cert: "c.pem", Key: "k.pem"}}}}
 	out, err := Marshal(c)
 	if err != nil {

@@ -2,7 +2,6 @@ package config
 
 import (
 	"encoding"
-	"errors"
 	"fmt"
 	"math"
 	"reflect"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/secret"
 )
 
 // Decode fills into, a pointer to a struct or map, from YAML. It is strict: an
@@ -23,7 +23,7 @@ import (
 // Struct fields are named by their yaml tag, or by their name in lower case.
 // Beside the usual types Decode knows: [time.Duration] ("500ms"), [Bytes] and
 // whole numbers whose key ends in "bytes" or "size" or whose tag has the option
-// "bytes" ("64MiB"), [Secret], [Component], and everything that is an
+// "bytes" ("64MiB"), [secret.Text], [Component], and everything that is an
 // [encoding.TextUnmarshaler]. What was written must pass the field's validate tag,
 // whose rules are min, max, oneof and required, as in
 // `validate:"required,min=1,max=64KiB"`. Defaults come from [Defaults]; structs
@@ -272,6 +272,14 @@ func (d *decoder) text(v reflect.Value, n *node, path string) {
 		d.wrong(n, path, "text")
 		return
 	}
+	if n.secret {
+		if v.Type() != secretType {
+			d.fail(n, path, "does not take a reference: only options that are secrets do", "write the value itself")
+			return
+		}
+		v.Set(reflect.ValueOf(secret.New(n.text))) // whatever it looks like
+		return
+	}
 	if err := v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(n.text)); err != nil {
 		d.fail(n, path, err.Error(), "")
 	}
@@ -486,6 +494,3 @@ func shorten(s string) string {
 	}
 	return s
 }
-
-// errRedacted is what became of a secret that was printed.
-var errRedacted = errors.New("is ***, the print of a secret and not the secret itself")

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/longhouse-go/longhouse/channel/secret"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,7 +37,7 @@ type options struct {
 	Labels     map[string]string `yaml:"labels"`
 	Peers      []inner           `yaml:"peers"`
 	Opt        *int              `yaml:"opt"`
-	Key        Secret            `yaml:"key"`
+	Key        secret.Text       `yaml:"key"`
 	Any        any               `yaml:"any"`
 	Layer      Component         `yaml:"layer"`
 	Pos        Pos               `yaml:"-"`
@@ -76,10 +78,10 @@ func TestDecode(t *testing.T) {
 	seven := 7
 	want := options{inner: inner{3}, Queue: 64 << 20, QueueBytes: 1000, Frame: 16, Wait: 90 * time.Second, On: true,
 		Port: 65535, Ratio: .5, Name: "007", Addr: netip.MustParseAddr("10.0.0.1"), List: []string{"a", "b"},
-		Labels: map[string]string{"x": "y"}, Peers: []inner{{1}, {2}}, Opt: &seven, Key: NewSecret("hunter2"),
+		Labels: map[string]string{"x": "y"}, Peers: []inner{{1}, {2}}, Opt: &seven, Key: secret.New("hunter2"),
 		Any: map[string]any{"n": int64(1), "l": []any{true, 1.5, "text"}}, Pos: Pos{"f.yaml", 2, 1}, hidden: 1,
 		Layer: o.Layer}
-	if d := cmp.Diff(want, o, cmp.AllowUnexported(options{}, Secret{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	if d := cmp.Diff(want, o, cmp.AllowUnexported(options{}, secret.Text{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 		cmp.Comparer(func(a, b Component) bool { return a == b })); d != "" {
 		t.Error(d)
 	}
@@ -132,9 +134,9 @@ func TestDecodeErrors(t *testing.T) {
 		{"addr: nowhere", `addr: ParseAddr("nowhere")`},
 		{"ratio: .inf", `not a finite number`},
 		{"ratio: many", `ratio: must be a number, not "many"`},
-		{"key: '***'", `key: is ***, the print of a secret`},
+		{"key: '***'", `key: *** stands for a secret that was not shown`},
 		{"key: ${env:LONGHOUSE_TEST_UNSET}", `key: the environment variable LONGHOUSE_TEST_UNSET is not set`},
-		{"key: ${file:/nonexistent/x}", `key: the secret's file: stat /nonexistent/x: no such file`},
+		{"key: ${file:/nonexistent/x}", `key: the secret's file: open /nonexistent/x: no such file`},
 		{"name: ${env:HOME}", `name: does not take a reference`},
 		{"layer: [x]", `layer: must be a component's name`},
 		{"layer: {use: x, mode: fast}", `layer.mode: unknown mode "fast"`},
@@ -178,7 +180,7 @@ func TestDecodeReferences(t *testing.T) {
 	if err := os.WriteFile(file, []byte("from file\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var o struct{ A, B, C Secret }
+	var o struct{ A, B, C secret.Text }
 	in := fmt.Sprintf("a: ${env:LONGHOUSE_TEST_SECRET}\nb: ${file:%s}\nc: plain", file)
 	if err := Decode([]byte(in), "", &o); err != nil {
 		t.Fatal(err)
@@ -221,7 +223,7 @@ layer:
 	}
 	t.Setenv("LONGHOUSE_TEST_SECRET", "") // the other process does not have it
 	type opts struct {
-		Key  Secret
+		Key  secret.Text
 		Text string
 		List []any
 		Size Bytes

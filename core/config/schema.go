@@ -8,8 +8,6 @@ import (
 	"go/token"
 	"reflect"
 	"strings"
-
-	"github.com/longhouse-go/longhouse/channel/secret"
 )
 
 // modelSource is where the descriptions in the schema come from.
@@ -62,7 +60,7 @@ func (s schemaWriter) of(t reflect.Type, sized bool) map[string]any {
 		return map[string]any{"type": []string{"string", "integer"}, "pattern": durationPattern, "minimum": 0, "maximum": 0, "examples": []string{"500ms", "30s"}}
 	case reflect.TypeFor[Bytes]():
 		return bytesSchema()
-	case secretType, reflect.TypeFor[secret.Text]():
+	case secretType:
 		return map[string]any{"type": "string", "writeOnly": true}
 	case reflect.TypeFor[Component]():
 		return map[string]any{"oneOf": []any{

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/longhouse-go/longhouse/channel/secret"
 )
 
 // Defaults gives the fields of a configuration struct, to which into points,
@@ -19,7 +21,7 @@ import (
 //		MinSize int           `yaml:"min_size" default:"1KiB" validate:"min=1" doc:"bodies smaller than this are left alone"`
 //		Level   string        `yaml:"level" default:"fast" validate:"oneof=fast best"`
 //		Wait    time.Duration `yaml:"wait" default:"500ms"`
-//		Key     config.Secret `yaml:"key" validate:"required"`
+//		Key     secret.Text   `yaml:"key" validate:"required"`
 //	}
 //
 // An error is a mistake in the tags: a default of the wrong type, one that the
@@ -76,7 +78,7 @@ func (d *decoder) fresh(v reflect.Value, path string) {
 	}
 }
 
-var secretType = reflect.TypeFor[Secret]()
+var secretType = reflect.TypeFor[secret.Text]()
 
 // plainStruct reports whether t is a struct whose fields are options, not a
 // value that reads itself.
@@ -213,7 +215,7 @@ func (d *decoder) required(v reflect.Value, n *node, fields fieldSet, present fu
 
 func lengthOf(v reflect.Value) int {
 	if v.Type() == secretType {
-		return len(v.Interface().(Secret).value)
+		return len(v.Interface().(secret.Text).Reveal())
 	}
 	return v.Len()
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/longhouse-go/longhouse/channel/secret"
 )
 
 type tagged struct {
@@ -24,7 +26,7 @@ type tagged struct {
 		Depth int `yaml:"depth" default:"3"`
 	} `yaml:"nested"`
 	Peers []peer            `yaml:"peers"`
-	Key   Secret            `yaml:"key" validate:"min=8" doc:"encrypts"`
+	Key   secret.Text       `yaml:"key" validate:"min=8" doc:"encrypts"`
 	Tags  map[string]string `yaml:"tags"`
 	Extra any               `yaml:"extra"`
 }
@@ -43,7 +45,7 @@ func TestTagDefaults(t *testing.T) {
 	want := tagged{MinSize: 1024, Level: "fast", Wait: 500 * time.Millisecond, Frame: 64 << 20, On: true, Ratio: 0.25,
 		Ports: []int{80, 443}, Words: []string{"a", "b"}}
 	want.Nested.Depth = 3
-	if d := cmp.Diff(want, c, cmp.AllowUnexported(Secret{})); d != "" {
+	if d := cmp.Diff(want, c, cmp.AllowUnexported(secret.Text{})); d != "" {
 		t.Error(d)
 	}
 	if err := Decode([]byte("peers: [{host: x}, {host: y, port: 1}]"), "f", &c); err != nil {
@@ -73,7 +75,7 @@ func TestWrongTags(t *testing.T) {
 			A bool `default:"true" validate:"min=1"`
 		}{}, "has no bounds"},
 		{&struct {
-			A Secret `default:"hunter22"`
+			A secret.Text `default:"hunter22"`
 		}{}, "a secret has no default"},
 	} {
 		if err := Defaults(test.into); err == nil || !strings.Contains(err.Error(), test.want) {

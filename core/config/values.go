@@ -61,61 +61,8 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	return err
 }
 
-// Secret is an option that is never shown: it prints as ***. It is written as
-// the value itself or, better, as a reference: ${env:NAME} for an environment
-// variable, ${file:/path} for the content of a file (without the newline at
-// its end).
-type Secret struct{ value string }
-
-// NewSecret makes a secret of its value.
-func NewSecret(value string) Secret { return Secret{value} }
-
-// Reveal returns the secret itself.
-func (s Secret) Reveal() string { return s.value }
-
-// IsZero reports whether no secret is set.
-func (s Secret) IsZero() bool { return s.value == "" }
-
 // redacted is how a secret prints.
 const redacted = "***"
-
-// String returns ***, or nothing if there is no secret.
-func (s Secret) String() string {
-	if s.value == "" {
-		return ""
-	}
-	return redacted
-}
-
-// GoString returns what String returns.
-func (s Secret) GoString() string { return s.String() }
-
-// Format prints what String returns, whatever the verb.
-func (s Secret) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
-
-// MarshalText returns what String returns.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-func (s *Secret) decodeNode(d *decoder, n *node, path string) {
-	switch {
-	case n.kind == mapKind || n.kind == listKind || n.kind == nullKind:
-		d.wrong(n, path, "text or a reference")
-	case n.text == redacted:
-		d.fail(n, path, errRedacted.Error(), "write the secret, or a reference like ${file:/path}")
-	case n.secret:
-		s.value = n.text
-	default:
-		value := n.text
-		if ref, ok := reference(n); ok {
-			var err error
-			if value, err = ref.resolve(); err != nil {
-				d.fail(n, path, err.Error(), "")
-				return
-			}
-		}
-		s.value = value
-	}
-}
 
 // ref is a reference to a secret.
 type ref struct{ scheme, target string }

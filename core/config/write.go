@@ -39,8 +39,6 @@ func nodeOf(v any, pos Pos) *node {
 		if _, err := strconv.Atoi(n.text); err == nil {
 			n.kind, n.number = intKind, n.text
 		}
-	case Secret:
-		n.kind, n.text, n.quoted, n.secret = stringKind, v.value, true, true
 	case secret.Text:
 		n.kind, n.text, n.quoted, n.secret = stringKind, v.Reveal(), true, true
 	case []string:
