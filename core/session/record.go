@@ -84,6 +84,9 @@ type NewOptions struct {
 	MaxInactive time.Duration
 	// Route is appended to the id that the client sees; empty for none.
 	Route string
+	// WhileDraining makes the session also on a node that takes no new ones: it
+	// belongs to a user who has one already.
+	WhileDraining bool
 }
 
 // Summary is one line about a session, for operators. It shows a prefix of the

@@ -271,7 +271,7 @@ func (t *Table) Create(_ context.Context, contextName string, o session.NewOptio
 	if len(contextName) > session.MaxContext {
 		return nil, fmt.Errorf("table: create: the context's name has %d bytes, at most %d are allowed", len(contextName), session.MaxContext)
 	}
-	if t.draining.Load() {
+	if t.draining.Load() && !o.WhileDraining {
 		t.m.drained.Inc()
 		return nil, fmt.Errorf("table: create: %w", session.ErrDraining)
 	}

@@ -348,7 +348,7 @@ func (q *request) signOn(ctx context.Context, p Principal) error {
 	fresh := on == nil
 	if fresh {
 		var err error
-		if on, err = q.x.Engine().Shared().Create(ctx, contextOf(q.x.Host().Name()), session.NewOptions{MaxInactive: q.v.cfg.MaxIdle}); err != nil {
+		if on, err = q.x.Engine().Shared().Create(ctx, contextOf(q.x.Host().Name()), session.NewOptions{MaxInactive: q.v.cfg.MaxIdle, WhileDraining: true}); err != nil {
 			return err
 		}
 	}

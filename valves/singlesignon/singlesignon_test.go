@@ -21,6 +21,7 @@ import (
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/secret"
 	"github.com/longhouse-go/longhouse/core"
+	"github.com/longhouse-go/longhouse/core/lock"
 	"github.com/longhouse-go/longhouse/core/session"
 	"github.com/longhouse-go/longhouse/core/table"
 	"github.com/longhouse-go/longhouse/valves/routebinder"
@@ -124,8 +125,12 @@ func (b *browser) want(t testing.TB, path, want string) {
 	}
 }
 
-// life is that of a session without requests.
-var life = time.Hour
+// life is that of a session without requests, locker lets one request at a time
+// use it.
+var (
+	life   = time.Hour
+	locker core.SessionLocker
+)
 
 const cookie = "JSESSIONIDSSO"
 
@@ -179,7 +184,7 @@ func newEngineWith(t testing.TB, c singlesignon.Config, s channel.Settings, tab 
 		o := core.HostOptions{Name: name, Valves: []core.Valve{v}}
 		for _, path := range []string{"/a", "/b"} {
 			o.Contexts = append(o.Contexts, core.ContextOptions{
-				Path: path, Handler: http.HandlerFunc(app), Sessions: tab, MaxInactive: life, Distributable: true, Level: core.Synced,
+				Path: path, Handler: http.HandlerFunc(app), Sessions: tab, MaxInactive: life, Distributable: true, Level: core.Synced, Locker: locker,
 			})
 		}
 		return o
@@ -666,6 +671,29 @@ func TestLogs(t *testing.T) {
 			t.Errorf("logged: %s", text)
 		}
 	}
+}
+
+// Sessions that one request at a time may use sign on and off as others do.
+func TestLockedSessions(t *testing.T) {
+	l := lock.New(lock.Config{}, nil, channel.Settings{})
+	defer l.Stop(context.Background())
+	locker = l.With(lock.DefaultLease)
+	defer func() { locker = nil }()
+	for _, test := range []func(*testing.T){TestOnceForAll, TestSessionComesLater, TestFixation, TestRenew, TestSignOnAgain, TestReauthentication, TestParallel} {
+		test(t)
+	}
+}
+
+// A user of a node that is going to stop can still sign on: whoever else takes
+// the user over knows.
+func TestDraining(t *testing.T) {
+	w := newWorld(t, singlesignon.Default())
+	b := newBrowser(w.engine)
+	b.want(t, "/a/use", "1")
+	w.table.Drain()
+	b.want(t, "/a/login?user=ada", "")
+	b.want(t, "/a/who", "ada")
+	b.want(t, "/a/use", "2")
 }
 
 // Without the valve, or a table, the functions say so.
