@@ -1,10 +1,8 @@
 package container_test
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -12,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/core"
 	"github.com/longhouse-go/longhouse/core/attributes"
 	"github.com/longhouse-go/longhouse/core/config"
@@ -61,17 +60,6 @@ cluster:
     interceptors: [dispatch]
 `
 
-// port returns one that is free for datagrams.
-func port(t *testing.T) int {
-	t.Helper()
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).Port
-}
-
 func awaitReady(t *testing.T, n *container.Node, members int) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !n.Ready() || len(n.Channel().View().Members) < members-1; time.Sleep(20 * time.Millisecond) {
@@ -99,7 +87,7 @@ func post(t *testing.T, n *container.Node, path, text string) (int, string) {
 // the end of the one that set them; those of a context that is not distributable
 // stay.
 func TestAttributesOfContexts(t *testing.T) {
-	group := port(t)
+	group := channeltest.FreePort(t, "udp")
 	p := parts(t)
 	p.Apps = []container.App{{Name: "notice", New: notice}}
 	var reloads atomic.Int32
@@ -113,16 +101,7 @@ func TestAttributesOfContexts(t *testing.T) {
 			reloads.Add(1)
 			return config.Read("test.yaml", []byte(text))
 		})
-		if err := n.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := n.Stop(context.Background()); err != nil {
-				t.Error(err)
-			}
-			http.DefaultClient.CloseIdleConnections()
-		})
-		return n
+		return run(t, n)
 	}
 	a := node("a")
 	awaitReady(t, a, 1)

@@ -80,7 +80,23 @@ func start(t *testing.T, cfg *config.Config, p container.Parts) *container.Node 
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Start(t.Context()); err != nil {
+	return run(t, n)
+}
+
+// reloading starts a node whose reload reads what text is then.
+func reloading(t *testing.T, text *string, p container.Parts) *container.Node {
+	t.Helper()
+	n, err := container.New(read(t, *text), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.OnReload(func() (*config.Config, error) { return config.Read("test.yaml", []byte(*text)) })
+	return run(t, n)
+}
+
+func run(t *testing.T, n *container.Node) *container.Node {
+	t.Helper()
+	if err := n.Start(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -120,20 +136,7 @@ func TestSingleNode(t *testing.T) {
 // wants what needs a restart, changes nothing.
 func TestReload(t *testing.T) {
 	next := single
-	n, err := container.New(read(t, single), parts(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.OnReload(func() (*config.Config, error) { return config.Read("test.yaml", []byte(next)) })
-	if err := n.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := n.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-		http.DefaultClient.CloseIdleConnections()
-	}()
+	n := reloading(t, &next, parts(t))
 
 	for _, c := range []struct{ name, text, want, err string }{
 		{"broken", "engine: [", "one", "test.yaml:1"},

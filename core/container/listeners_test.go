@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
+	"github.com/longhouse-go/longhouse/channel/channeltest"
 	"github.com/longhouse-go/longhouse/core"
-	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/core/container"
 	"github.com/longhouse-go/longhouse/core/session"
 	"github.com/longhouse-go/longhouse/plugins"
@@ -143,7 +143,7 @@ func everything(w http.ResponseWriter, r *http.Request) {
 // Two nodes with contexts that have managers and a way of sending of their own:
 // the listeners of each hear what was configured, also over a reload.
 func TestListenersOfContexts(t *testing.T) {
-	group := port(t)
+	group := channeltest.FreePort(t, "udp")
 	heard := map[string]*ears{"n1": {}, "n2": {}}
 	p := parts(t)
 	p.Plugins = func(s channel.Settings) (core.PluginHost, error) {
@@ -164,20 +164,7 @@ func TestListenersOfContexts(t *testing.T) {
 		text := fmt.Sprintf(listeningNode, name, group)
 		q := p
 		q.Apps = append(q.Apps[:len(q.Apps):len(q.Apps)], club())
-		n, err := container.New(read(t, text), q)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n.OnReload(func() (*config.Config, error) { return config.Read("test.yaml", []byte(text)) })
-		if err := n.Start(context.Background()); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := n.Stop(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
-		return n
+		return reloading(t, &text, q)
 	}
 	a, b := node("n1"), node("n2")
 	awaitReady(t, a, 2)

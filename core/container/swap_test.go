@@ -15,7 +15,6 @@ import (
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/core"
-	"github.com/longhouse-go/longhouse/core/config"
 	"github.com/longhouse-go/longhouse/core/container"
 )
 
@@ -116,20 +115,7 @@ func TestReloadSwapsInterceptors(t *testing.T) {
 	p := parts(t)
 	p.Interceptors = append(p.Interceptors, d.factory())
 	next := clustered
-	n, err := container.New(read(t, clustered), p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.OnReload(func() (*config.Config, error) { return config.Read("test.yaml", []byte(next)) })
-	if err := n.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := n.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-		http.DefaultClient.CloseIdleConnections()
-	}()
+	n := reloading(t, &next, p)
 	if got := d.take(); got != "start diarist-a" {
 		t.Fatalf("at the start: %s", got)
 	}
@@ -180,20 +166,7 @@ func TestReloadSwapsUpgradedPlugins(t *testing.T) {
 		return host, err
 	}
 	text := strings.Replace(clustered, "{use: diarist, tag: a}", "acme/zstd", 1)
-	n, err := container.New(read(t, text), p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.OnReload(func() (*config.Config, error) { return config.Read("test.yaml", []byte(text)) })
-	if err := n.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := n.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-		http.DefaultClient.CloseIdleConnections()
-	}()
+	n := reloading(t, &text, p)
 	for _, c := range []struct{ pinned, diary string }{
 		{"1", "start acme/zstd 1"},
 		{"2", "start acme/zstd 2, stop acme/zstd 1"},
@@ -245,14 +218,7 @@ func (h *upgradable) Revision(kind, name string) string { return h.version }
 func TestReloadKeepsTheAccessLog(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "access.log")
 	text := strings.Replace(single, "engine:", "engine:\n  valves: [{use: accesslog, format: common, file: "+file+"}]", 1)
-	n, err := container.New(read(t, text), parts(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.OnReload(func() (*config.Config, error) { return config.Read("test.yaml", []byte(text)) })
-	if err := n.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	n := reloading(t, &text, parts(t))
 	const each, clients = 50, 3
 	var wg sync.WaitGroup
 	for c := range clients {
