@@ -18,7 +18,7 @@ engine:
       valves: [singlesignon]
       contexts:
         - {path: "", app: demo}
-        - {path: /shop, app: demo}
+        - {path: /shop, app: demo, manager: backup}
 cluster: {manager: delta, channel: {interceptors: [dispatch, failuredetector]}}
 `
 

@@ -36,6 +36,26 @@ func cookieValue(line, name string) (value, rest string, ok bool) {
 	return "", "", false
 }
 
+// CookieValues returns the values of the request's cookies of that name, the
+// first ones if there are more than most. It looks at nothing else, however many
+// cookies there are.
+func CookieValues(r *http.Request, name string, most int) (values []string) {
+	for _, line := range r.Header["Cookie"] {
+		for {
+			value, rest, ok := cookieValue(line, name)
+			if !ok {
+				break
+			}
+			if len(values) == most {
+				return values
+			}
+			values = append(values, value)
+			line = rest
+		}
+	}
+	return values
+}
+
 // presentCookies notes the session ids in the request's cookies.
 func (x *Exchange) presentCookies(lines []string) {
 	for _, line := range lines {

@@ -126,3 +126,14 @@ func TestSessionGuard(t *testing.T) {
 		t.Errorf("%d sessions", tab.Len())
 	}
 }
+
+func TestCookieValues(t *testing.T) {
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.Header["Cookie"] = []string{`a=1; sso="2"; b=3;sso=4`, "xsso=5; sso=; sso=6"}
+	if got := core.CookieValues(r, "sso", 10); !slices.Equal(got, []string{"2", "4", "", "6"}) {
+		t.Errorf("got %q", got)
+	}
+	if got := core.CookieValues(r, "sso", 2); !slices.Equal(got, []string{"2", "4"}) {
+		t.Errorf("got %q", got)
+	}
+}

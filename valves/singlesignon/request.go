@@ -248,10 +248,10 @@ func (q *request) lookAtCookie() {
 	q.mu.Unlock()
 	defer close(looked)
 	r := q.x.Request()
-	cookies := r.CookiesNamed(q.v.cfg.Cookie)
+	cookies := core.CookieValues(r, q.v.cfg.Cookie, maxCookies)
 	known := false
-	for _, c := range cookies[:min(len(cookies), maxCookies)] {
-		id, secret, ok := parse(c.Value)
+	for _, value := range cookies {
+		id, secret, ok := parse(value)
 		if !ok { // perhaps somebody else's
 			known = true
 			q.v.refused["cookie"].Inc()
@@ -395,8 +395,8 @@ func (q *request) signOn(ctx context.Context, p Principal) error {
 
 // presented reports whether the client has the cookie of the sign-on.
 func (q *request) presented(on core.Handle, hash []byte) bool {
-	for i, c := range q.x.Request().CookiesNamed(q.v.cfg.Cookie) {
-		if id, secret, ok := parse(c.Value); i < maxCookies && ok && id == on.Key().ID && bytes.Equal(hashOf(secret), hash) {
+	for _, value := range core.CookieValues(q.x.Request(), q.v.cfg.Cookie, maxCookies) {
+		if id, secret, ok := parse(value); ok && id == on.Key().ID && bytes.Equal(hashOf(secret), hash) {
 			return true
 		}
 	}
