@@ -86,7 +86,6 @@ func concurrent(t *testing.T, f func(t *testing.T, nodes []*node, locked bool)) 
 				args := []string{"--set", "cluster.send=sync", "--set", "cluster.manager.use=" + manager}
 				where := "engine.hosts[0].contexts[1]" // after the demo's
 				if manager == "file" {
-					where = "engine.hosts[0].contexts[0]" // of the file
 					args = storeUnderTest{options: fmt.Sprintf("use: persistent, store: file, directory: %q", filepath.Join(t.TempDir(), "sessions"))}.
 						args(t, "sync", "on_failure: fail, grace: 20s, timeout: 20s")
 				}

@@ -49,7 +49,8 @@ var storesUnderTest = []struct {
 // args are those of a node whose manager keeps sessions in the store.
 func (s storeUnderTest) args(t *testing.T, send, more string) []string {
 	file := filepath.Join(t.TempDir(), "node.yaml")
-	text := fmt.Sprintf("cluster:\n  send: %s\n  manager: {%s, %s}\n", send, s.options, more)
+	text := "engine: {hosts: [{name: localhost, contexts: [{path: '', app: demo}]}]}\n" +
+		fmt.Sprintf("cluster:\n  send: %s\n  manager: {%s, %s}\n", send, s.options, more)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
