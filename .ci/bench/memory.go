@@ -51,8 +51,8 @@ func replicated(manager string, n, size int) {
 		verdict(table), verdict(owner), verdict(replica))
 }
 
-// tables measures managers that keep sessions in a store: the node has them near
-// itself while they are used, the manager only while they are on their way.
+// tables measures a manager that keeps sessions in a store: the node has those
+// that are used in its table, and the manager what the store has of them.
 func tables() {
 	const manager = "redis"
 	if _, err := exec.LookPath("redis-server"); err != nil {
@@ -63,11 +63,14 @@ func tables() {
 	for _, s := range numbers(*sizes) {
 		port := freePort("tcp")
 		stop := start(exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", work), nil)
-		h := held(1, n, s, "cluster.manager.use="+manager, "cluster.manager.addresses[0]=127.0.0.1:"+port)
+		args := []string{"cluster.manager.use=" + manager, "cluster.manager.addresses[0]=127.0.0.1:" + port}
+		apart := held(1, n, s, args...)
+		within := held(1, n, s, append(args, "cluster.manager.mode=direct")...)
 		stop()
-		table := h[0].heap / n
-		fmt.Printf("  %-10s %8d %5d %6d  %6d %8s %8s %7s  %7d %7d %7s %7s  table %s\n", manager, n, s, bound(s),
-			table, "-", "-", "-", h[0].node>>20, h[0].manager>>20, "-", "-", wanted(float64(table), float64(bound(s)), false))
+		table, owner := apart[0].heap/n, (within[0].heap-apart[0].heap)/n
+		fmt.Printf("  %-10s %8d %5d %6d  %6d %8d %8s %7d  %7d %7d %7s %7s  table %s, manager %s\n", manager, n, s, bound(s),
+			table, owner, "-", table+owner, apart[0].node>>20, apart[0].manager>>20, "-", "-",
+			wanted(float64(table), float64(bound(s)), false), wanted(float64(owner), float64(bound(s)), false))
 	}
 }
 
@@ -112,20 +115,18 @@ func held(nodes, n, size int, args ...string) []usage {
 	return out
 }
 
-// committed waits until no change is on its way.
+// committed waits until no change is on its way to the manager or to a store.
 func (n *node) committed() {
-	const gauge = "longhouse_sessions_uncommitted{"
 	await("changes are not committed", func() bool {
-		text := n.fetch("/metrics")
-		sum := 0.0
-		for line := range bytes.Lines(text) {
-			if bytes.HasPrefix(line, []byte(gauge)) {
+		sum, found := 0.0, false
+		for line := range bytes.Lines(n.fetch("/metrics")) {
+			if bytes.HasPrefix(line, []byte("longhouse_sessions_uncommitted{")) || bytes.HasPrefix(line, []byte("longhouse_store_pending")) {
 				var v float64
 				_, _ = fmt.Sscan(string(line[bytes.LastIndexByte(line, ' ')+1:]), &v)
-				sum += v
+				sum, found = sum+v, true
 			}
 		}
-		return bytes.Contains(text, []byte(gauge)) && sum == 0
+		return found && sum == 0
 	})
 }
 

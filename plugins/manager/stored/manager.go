@@ -78,18 +78,17 @@ type entry struct {
 	ended *session.Record
 	// version is the state of the store's item, valid if known.
 	version core.StoreVersion
-	known   bool
 	// change is what the store does not have yet, writing the part of it that a
 	// worker writes at present.
 	change, writing *session.Record
-	queued          bool
 	due             time.Time
-	// held says that the table has the session, as far as we know.
-	held    bool
-	waiting []*commit
-	orphan  bool // the store has no whole session to put the change on
-	refused bool // the store did not take the last change
-	turns   int  // turns of a writer that ended with nothing but conflicts
+	waiting         []*commit
+	turns           int // turns of a writer that ended with nothing but conflicts
+	known           bool
+	queued          bool
+	held            bool // the table has the session, as far as we know
+	orphan          bool // the store has no whole session to put the change on
+	refused         bool // the store did not take the last change
 }
 
 // outage is what is known of a store that fails.
