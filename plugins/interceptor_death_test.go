@@ -121,14 +121,7 @@ type completion func(*channel.Message, error)
 func (f completion) Complete(m *channel.Message, err error) { f(m, err) }
 
 // total adds up a metric over all labels.
-func total(m *channel.Metrics, name string) (sum float64) {
-	for _, s := range m.Samples() {
-		if s.Name == name {
-			sum += s.Value
-		}
-	}
-	return sum
-}
+func total(m *channel.Metrics, name string) float64 { return channeltest.Sum(m, name) }
 
 // quickRestarts lets a plugin end often.
 func quickRestarts(c *Config) { c.MaxDeaths, c.BackoffMax = 100, 50*time.Millisecond }

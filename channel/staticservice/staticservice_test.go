@@ -71,14 +71,7 @@ func (n *node) stop(t *testing.T) {
 	}
 }
 
-func (n *node) counter(name string) (sum float64) {
-	for _, s := range n.metrics.Samples() {
-		if s.Name == name {
-			sum += s.Value
-		}
-	}
-	return sum
-}
+func (n *node) counter(name string) float64 { return channeltest.Sum(n.metrics, name) }
 
 // sees checks who is in the view, after everything has settled.
 func (n *node) sees(t *testing.T, others ...*node) {

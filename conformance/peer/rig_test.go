@@ -426,11 +426,4 @@ func poll(t *testing.T, j *peer.JVM, what string, cond func() bool) {
 }
 
 // counter returns the sum of a metric over all labels.
-func (n *longhouse) counter(name string) (sum float64) {
-	for _, s := range n.metrics.Samples() {
-		if s.Name == name {
-			sum += s.Value
-		}
-	}
-	return sum
-}
+func (n *longhouse) counter(name string) float64 { return channeltest.Sum(n.metrics, name) }

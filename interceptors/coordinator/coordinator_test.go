@@ -25,14 +25,7 @@ type node struct {
 	states []State
 }
 
-func (n *node) value(name string) (v float64) {
-	for _, s := range n.Metrics.Samples() {
-		if s.Name == name {
-			v += s.Value
-		}
-	}
-	return v
-}
+func (n *node) value(name string) float64 { return channeltest.Sum(n.Metrics, name) }
 
 func begin(t *testing.T, sim *channeltest.SimNode) *node {
 	t.Helper()

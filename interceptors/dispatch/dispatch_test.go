@@ -47,14 +47,7 @@ func start(t testing.TB, change func(*Config)) *fixture {
 	return f
 }
 
-func (f *fixture) value(name string) (v float64) {
-	for _, s := range f.metrics.Samples() {
-		if s.Name == name {
-			v += s.Value
-		}
-	}
-	return v
-}
+func (f *fixture) value(name string) float64 { return channeltest.Sum(f.metrics, name) }
 
 func (f *fixture) send(to channel.Member, body string) error {
 	return f.Send(context.Background(), []channel.Member{to}, []byte(body), channel.SendAsync)

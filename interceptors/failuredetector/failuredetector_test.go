@@ -110,14 +110,7 @@ func (f *fixture) stop(t *testing.T) {
 	}
 }
 
-func (f *fixture) value(name string) float64 {
-	for _, s := range f.metrics.Samples() {
-		if s.Name == name {
-			return s.Value
-		}
-	}
-	return -1
-}
+func (f *fixture) value(name string) float64 { return channeltest.Sum(f.metrics, name) }
 
 func (f *fixture) changes() (out []string) {
 	for _, c := range f.Top.Views()[1:] {

@@ -4,11 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -33,26 +30,14 @@ type fixture struct {
 
 func start(t testing.TB, change func(*Config)) *fixture {
 	t.Helper()
-	c, m := Defaults, channel.NewMetrics()
-	if change != nil {
-		change(&c)
-	}
-	f, err := New(c, channel.Settings{Metrics: m})
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, m := channeltest.Made(t, Defaults, change, New)
 	e := channeltest.EmbedWith(t, channeltest.EmbedConfig{Layers: []channel.Interceptor{f}, Tick: time.Second})
 	return &fixture{e, f, m}
 }
 
-// value returns a sample; with a label's value, the one that has it.
-func (f *fixture) value(name string, label ...string) (v float64) {
-	for _, s := range f.metrics.Samples() {
-		if s.Name == name && (len(label) == 0 || slices.Contains(s.Labels, label[0])) {
-			v += s.Value
-		}
-	}
-	return v
+// value returns a metric; with a label's value, that of the one that has it.
+func (f *fixture) value(name string, label ...string) float64 {
+	return channeltest.Sum(f.metrics, name, label...)
 }
 
 // frag is one piece as it is on the wire.
@@ -83,32 +68,14 @@ type vector struct {
 }
 
 func vectors(t testing.TB) []vector {
-	t.Helper()
-	text, err := os.ReadFile("testdata/vectors.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var file struct{ Vectors []vector }
-	if err := json.Unmarshal(text, &file); err != nil {
-		t.Fatal(err)
-	}
-	return file.Vectors
-}
-
-func unhex(t testing.TB, s string) []byte {
-	t.Helper()
-	x, err := hex.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return x
+	return channeltest.Vectors[vector](t, "testdata/vectors.json")
 }
 
 func TestVectors(t *testing.T) {
 	for _, v := range vectors(t) {
 		t.Run(v.Name, func(t *testing.T) {
 			f := start(t, func(c *Config) { c.MaxSize, c.OptionFlag = v.Config.MaxSize, v.Config.OptionFlag })
-			body := unhex(t, v.Input.BodyHex)
+			body := channeltest.Unhex(t, v.Input.BodyHex)
 			if err := f.Send(t.Context(), []channel.Member{a}, body, v.Input.Options); err != nil {
 				t.Fatal(err)
 			}
@@ -117,10 +84,10 @@ func TestVectors(t *testing.T) {
 				t.Fatalf("%d messages sent, want %d", len(sent), len(v.Output))
 			}
 			for i, out := range v.Output {
-				if m := sent[i]; !bytes.Equal(m.Body, unhex(t, out.BodyHex)) || m.Options != out.Options || m.ID != sent[0].ID || m.Time != sent[0].Time {
+				if m := sent[i]; !bytes.Equal(m.Body, channeltest.Unhex(t, out.BodyHex)) || m.Options != out.Options || m.ID != sent[0].ID || m.Time != sent[0].Time {
 					t.Errorf("message %d is %x, options %v, want %s", i, m.Body, m.Options, out.BodyHex)
 				}
-				if err := f.receive(a, sent[0].ID, string(unhex(t, out.BodyHex))); err != nil {
+				if err := f.receive(a, sent[0].ID, string(channeltest.Unhex(t, out.BodyHex))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -548,7 +515,7 @@ func TestConfig(t *testing.T) {
 func FuzzReceive(f *testing.F) {
 	for _, v := range vectors(f) {
 		for _, out := range v.Output {
-			f.Add(unhex(f, out.BodyHex), unhex(f, out.BodyHex))
+			f.Add(channeltest.Unhex(f, out.BodyHex), channeltest.Unhex(f, out.BodyHex))
 		}
 	}
 	f.Add([]byte(frag("a", 0, 2)), []byte(frag("b", 1, 2)))

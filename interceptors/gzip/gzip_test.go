@@ -3,16 +3,11 @@ package gzip
 import (
 	"bytes"
 	stdgzip "compress/gzip"
-	"context"
 	"encoding/binary"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 
 	"go.uber.org/zap"
@@ -25,25 +20,7 @@ import (
 
 func layer(t testing.TB, change func(*Config)) (*Interceptor, *channel.Metrics) {
 	t.Helper()
-	c, m := Defaults, channel.NewMetrics()
-	if change != nil {
-		change(&c)
-	}
-	g, err := New(c, channel.Settings{Metrics: m})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return g, m
-}
-
-// value sums up a counter over its labels.
-func value(m *channel.Metrics, name string) (v float64) {
-	for _, s := range m.Samples() {
-		if s.Name == name {
-			v += s.Value
-		}
-	}
-	return v
+	return channeltest.Made(t, Defaults, change, New)
 }
 
 type vector struct {
@@ -63,25 +40,7 @@ type vector struct {
 }
 
 func vectors(t testing.TB) []vector {
-	t.Helper()
-	text, err := os.ReadFile("testdata/vectors.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var file struct{ Vectors []vector }
-	if err := json.Unmarshal(text, &file); err != nil {
-		t.Fatal(err)
-	}
-	return file.Vectors
-}
-
-func unhex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return channeltest.Vectors[vector](t, "testdata/vectors.json")
 }
 
 // What a JVM has sent is read; what is sent is marked as a JVM marks it, and has
@@ -95,8 +54,8 @@ func TestVectors(t *testing.T) {
 					c.OptionFlag = v.Config.OptionFlag
 				}
 			})
-			body, out := unhex(t, v.Input.BodyHex), v.Output[0]
-			m := &channel.Message{Options: out.Options, Body: unhex(t, out.BodyHex)}
+			body, out := channeltest.Unhex(t, v.Input.BodyHex), v.Output[0]
+			m := &channel.Message{Options: out.Options, Body: channeltest.Unhex(t, out.BodyHex)}
 			if err := g.Decode(m); err != nil || !bytes.Equal(m.Body, body) || m.Options != v.Input.Options {
 				t.Errorf("decoded to %x, options %v, error %v", m.Body, m.Options, err)
 			}
@@ -104,7 +63,7 @@ func TestVectors(t *testing.T) {
 			if err := g.Encode(m); err != nil || m.Options != out.Options {
 				t.Errorf("encoded with options %v, want %v, error %v", m.Options, out.Options, err)
 			}
-			if want := unhex(t, out.BodyHex); out.Options == v.Input.Options {
+			if want := channeltest.Unhex(t, out.BodyHex); out.Options == v.Input.Options {
 				if !bytes.Equal(m.Body, want) {
 					t.Errorf("encoded to %x, want %x", m.Body, want)
 				}
@@ -125,7 +84,7 @@ func TestRoundTrips(t *testing.T) {
 		g, _ := layer(t, func(c *Config) { c.MinSize = min })
 		// Sizes around the buffer of 2048 bytes that the Java layer has.
 		for _, size := range []int{0, 1, 99, 100, 101, 2047, 2048, 2049, 4096, 100_000, 3 << 20} {
-			for name, body := range bodies(size) {
+			for name, body := range channeltest.Bodies(size) {
 				m := &channel.Message{Options: channel.SendAck, Body: bytes.Clone(body)}
 				if err := g.Encode(m); err != nil {
 					t.Fatal(err)
@@ -138,20 +97,6 @@ func TestRoundTrips(t *testing.T) {
 				}
 			}
 		}
-	}
-}
-
-func bodies(size int) map[string][]byte {
-	noise := make([]byte, size)
-	x := uint32(size + 1)
-	for i := range noise {
-		x = x*1664525 + 1013904223
-		noise[i] = byte(x >> 24)
-	}
-	return map[string][]byte{
-		"zeros": make([]byte, size),
-		"text":  bytes.Repeat([]byte("all work and no play "), size/21+1)[:size:size],
-		"noise": noise,
 	}
 }
 
@@ -217,7 +162,7 @@ func TestRefused(t *testing.T) {
 		"checksum":         {flipped, "corrupt"},
 		"trailing garbage": {append(bytes.Clone(good), "garbage that is no member"...), "corrupt"},
 		"bomb":             {compress(t, make([]byte, 10<<20)), "too_large"},
-		"over max_size":    {compress(t, bodies(3 << 20)["noise"]), "too_large"},
+		"over max_size":    {compress(t, channeltest.Bodies(3 << 20)["noise"]), "too_large"},
 	}
 	for i := range len(good) - 1 {
 		tests[fmt.Sprint("first bytes ", i)] = struct {
@@ -227,20 +172,7 @@ func TestRefused(t *testing.T) {
 	}
 	for name, x := range tests {
 		g, m := layer(t, func(c *Config) { c.MaxSize = 2 << 20 })
-		e := channeltest.Embed(t, g)
-		err := e.ReceiveBody(channeltest.Member(1), channel.SendAck|channel.Gzip, string(x.body))
-		want := channel.ErrBadMessage
-		if x.reason == "too_large" {
-			want = channel.ErrTooLarge
-		}
-		if !errors.Is(err, want) || len(e.Top.Messages()) > 0 {
-			t.Errorf("%s: error %v, %d delivered", name, err, len(e.Top.Messages()))
-		}
-		for _, s := range m.Samples() {
-			if s.Name == "gzip_refused_total" && (s.Value == 1) != (s.Labels[1] == x.reason) {
-				t.Errorf("%s: %v is %v", name, s.Labels, s.Value)
-			}
-		}
+		channeltest.Refuses(t, g, m, "gzip_refused_total", x.reason, name, x.body)
 	}
 }
 
@@ -270,7 +202,7 @@ func TestTooLargeToSend(t *testing.T) {
 	g, m := layer(t, func(c *Config) { c.MaxSize = 10 })
 	e := channeltest.Embed(t, g)
 	err := e.Send(t.Context(), []channel.Member{channeltest.Member(1)}, make([]byte, 11), channel.SendAck)
-	if !errors.Is(err, channel.ErrTooLarge) || len(e.Bottom.Messages()) > 0 || value(m, "gzip_send_refused_total") != 1 {
+	if !errors.Is(err, channel.ErrTooLarge) || len(e.Bottom.Messages()) > 0 || channeltest.Sum(m, "gzip_send_refused_total") != 1 {
 		t.Errorf("error %v, %d sent", err, len(e.Bottom.Messages()))
 	}
 }
@@ -286,23 +218,8 @@ func TestSeveralMembers(t *testing.T) {
 
 func TestConcurrentUse(t *testing.T) {
 	g, m := layer(t, nil)
-	var wg sync.WaitGroup
-	for w := range 16 {
-		wg.Go(func() {
-			for i := range 200 {
-				want := strings.Repeat(fmt.Sprintf("%d/%d ", w, i), i)
-				x := &channel.Message{Body: []byte(want)}
-				if err := g.Encode(x); err != nil {
-					t.Error(err)
-				}
-				if err := g.Decode(x); err != nil || string(x.Body) != want {
-					t.Errorf("mixed up: %v", err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if n := value(m, "gzip_decompressed_total"); n != 16*199 {
+	channeltest.Concurrently(t, g)
+	if n := channeltest.Sum(m, "gzip_decompressed_total"); n != 16*199 {
 		t.Errorf("%v counted", n)
 	}
 }
@@ -325,8 +242,8 @@ func TestStatistics(t *testing.T) {
 	if n := logs.FilterMessage("gzip").Len(); n != 3 {
 		t.Errorf("%d summaries of 30 messages at an interval of 10", n)
 	}
-	if in, out := value(m, "gzip_compressed_bytes_in_total"), value(m, "gzip_compressed_bytes_out_total"); in != 15000 || out == 0 || out > 1500 ||
-		value(m, "gzip_decompressed_bytes_in_total") != out || value(m, "gzip_decompressed_bytes_out_total") != in {
+	if in, out := channeltest.Sum(m, "gzip_compressed_bytes_in_total"), channeltest.Sum(m, "gzip_compressed_bytes_out_total"); in != 15000 || out == 0 || out > 1500 ||
+		channeltest.Sum(m, "gzip_decompressed_bytes_in_total") != out || channeltest.Sum(m, "gzip_decompressed_bytes_out_total") != in {
 		t.Errorf("%v bytes became %v", in, out)
 	}
 }
@@ -353,7 +270,7 @@ func TestConfig(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	for _, v := range vectors(f) {
-		f.Add(unhex(f, v.Output[0].BodyHex))
+		f.Add(channeltest.Unhex(f, v.Output[0].BodyHex))
 	}
 	f.Add(compress(f, make([]byte, 2<<20)))
 	g, _ := layer(f, func(c *Config) { c.MaxSize = 1 << 20 })
@@ -377,32 +294,8 @@ func FuzzDecode(f *testing.F) {
 
 func BenchmarkGzip(b *testing.B) {
 	for _, size := range []int{128, 1024, 10240, 102400} {
-		body := bodies(size)["text"]
-		b.Run(fmt.Sprintf("send/%d", size), func(b *testing.B) {
-			g, _ := layer(b, nil)
-			e := channeltest.EmbedWith(b, channeltest.EmbedConfig{Layers: []channel.Interceptor{g}, Discard: true})
-			to := []channel.Member{channeltest.Member(1)}
-			b.ReportAllocs()
-			b.SetBytes(int64(size))
-			for b.Loop() {
-				if err := e.Send(context.Background(), to, body, channel.SendAck); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		b.Run(fmt.Sprintf("receive/%d", size), func(b *testing.B) {
-			g, _ := layer(b, nil)
-			e := channeltest.EmbedWith(b, channeltest.EmbedConfig{Layers: []channel.Interceptor{g}, Discard: true})
-			packed := compress(b, body)
-			m := channel.Message{From: channeltest.Member(1)}
-			b.ReportAllocs()
-			b.SetBytes(int64(size))
-			for b.Loop() {
-				m.Options, m.Body = channel.SendNone|channel.Gzip, packed
-				if err := e.Receive(context.Background(), &m); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
+		g, _ := layer(b, nil)
+		body := channeltest.Bodies(size)["text"]
+		channeltest.BenchmarkTransformer(b, g, body, compress(b, body))
 	}
 }

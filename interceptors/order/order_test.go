@@ -52,14 +52,7 @@ func startTick(t testing.TB, tick time.Duration, change func(*Config), below ...
 	return &fixture{e, o, m}
 }
 
-func (f *fixture) value(name string) float64 {
-	for _, s := range f.metrics.Samples() {
-		if s.Name == name {
-			return s.Value
-		}
-	}
-	return -1
-}
+func (f *fixture) value(name string) float64 { return channeltest.Sum(f.metrics, name) }
 
 func (f *fixture) want(t *testing.T, values map[string]float64) {
 	t.Helper()

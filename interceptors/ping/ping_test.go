@@ -22,14 +22,7 @@ import (
 	"github.com/longhouse-go/longhouse/interceptors/failuredetector"
 )
 
-func value(m *channel.Metrics, name string) float64 {
-	for _, s := range m.Samples() {
-		if s.Name == name {
-			return s.Value
-		}
-	}
-	return -1
-}
+func value(m *channel.Metrics, name string) float64 { return channeltest.Sum(m, name) }
 
 // embed runs f with a ping layer in a channel without a network.
 func embed(t *testing.T, change func(*Config), f func(e *channeltest.Embedded, metrics *channel.Metrics)) {

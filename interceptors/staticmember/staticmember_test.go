@@ -51,14 +51,7 @@ type node struct {
 	metrics *channel.Metrics
 }
 
-func (n *node) value(name string) (v float64) {
-	for _, s := range n.metrics.Samples() {
-		if s.Name == name {
-			v += s.Value
-		}
-	}
-	return v
-}
+func (n *node) value(name string) float64 { return channeltest.Sum(n.metrics, name) }
 
 func (n *node) stop(t *testing.T) {
 	t.Helper()
@@ -329,14 +322,7 @@ func embed(t *testing.T, c Config) (*channeltest.Embedded, *channel.Metrics) {
 	return channeltest.EmbedWith(t, channeltest.EmbedConfig{Layers: []channel.Interceptor{x}, Settings: s}), s.Metrics
 }
 
-func count(m *channel.Metrics, name string) (v float64) {
-	for _, s := range m.Samples() {
-		if s.Name == name {
-			v += s.Value
-		}
-	}
-	return v
-}
+func count(m *channel.Metrics, name string) float64 { return channeltest.Sum(m, name) }
 
 // What Tomcat nodes sent to each other is understood, and what this node sends
 // are the same bodies.

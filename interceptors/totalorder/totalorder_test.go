@@ -131,14 +131,7 @@ func (d *deferral) Defer() func(error) {
 	return d.w.Defer()
 }
 
-func (n *groupNode) value(name string) (v float64) {
-	for _, s := range n.metrics.Samples() {
-		if s.Name == name {
-			v += s.Value
-		}
-	}
-	return v
-}
+func (n *groupNode) value(name string) float64 { return channeltest.Sum(n.metrics, name) }
 
 func (g *group) members(indexes ...int) (list []channel.Member) {
 	for _, i := range indexes {

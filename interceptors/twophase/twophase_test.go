@@ -32,14 +32,7 @@ type node struct {
 	dead    bool
 }
 
-func (n *node) value(name string) (v float64) {
-	for _, s := range n.metrics.Samples() {
-		if s.Name == name {
-			v += s.Value
-		}
-	}
-	return v
-}
+func (n *node) value(name string) float64 { return channeltest.Sum(n.metrics, name) }
 
 func (n *node) bodies() []string { return n.Top.Bodies() }
 

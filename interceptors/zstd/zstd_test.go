@@ -2,13 +2,11 @@ package zstd
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -20,29 +18,7 @@ import (
 
 func layer(t testing.TB, change func(*Config)) (*Interceptor, *channel.Metrics) {
 	t.Helper()
-	c, m := Defaults, channel.NewMetrics()
-	if change != nil {
-		change(&c)
-	}
-	z, err := New(c, channel.Settings{Metrics: m})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return z, m
-}
-
-func bodies(size int) map[string][]byte {
-	noise := make([]byte, size)
-	x := uint32(size + 1)
-	for i := range noise {
-		x = x*1664525 + 1013904223
-		noise[i] = byte(x >> 24)
-	}
-	return map[string][]byte{
-		"zeros": make([]byte, size),
-		"text":  bytes.Repeat([]byte("all work and no play "), size/21+1)[:size:size],
-		"noise": noise,
-	}
+	return channeltest.Made(t, Defaults, change, New)
 }
 
 func TestRoundTrips(t *testing.T) {
@@ -50,7 +26,7 @@ func TestRoundTrips(t *testing.T) {
 		for _, min := range []int{0, 100} {
 			z, _ := layer(t, func(c *Config) { c.MinSize, c.Level = min, level })
 			for _, size := range []int{0, 1, 99, 100, 101, 2047, 2048, 2049, 65536, 100_000, 3 << 20} {
-				for name, body := range bodies(size) {
+				for name, body := range channeltest.Bodies(size) {
 					m := &channel.Message{Options: channel.SendAck, Body: bytes.Clone(body)}
 					if err := z.Encode(m); err != nil {
 						t.Fatal(err)
@@ -119,7 +95,7 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if _, err := w.Write(bodies(100_000)["noise"]); err != nil {
+		if _, err := w.Write(channeltest.Bodies(100_000)["noise"]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -138,7 +114,7 @@ func TestRefused(t *testing.T) {
 		"two frames":   {append(bytes.Clone(good), good...), "corrupt"},
 		"garbage":      {append(bytes.Clone(good), "garbage"...), "corrupt"},
 		"bomb":         {enc.EncodeAll(make([]byte, 10<<20), nil), "too_large"},
-		"max_size":     {enc.EncodeAll(bodies(3 << 20)["noise"], nil), "too_large"},
+		"max_size":     {enc.EncodeAll(channeltest.Bodies(3 << 20)["noise"], nil), "too_large"},
 		"skippable":    {append(skippable, "skip"...), "foreign"},
 		"unknown size": {stream.Bytes(), "foreign"},
 	}
@@ -147,20 +123,7 @@ func TestRefused(t *testing.T) {
 	}
 	for name, x := range tests {
 		z, m := layer(t, func(c *Config) { c.MaxSize = 2 << 20 })
-		e := channeltest.Embed(t, z)
-		err := e.ReceiveBody(channeltest.Member(1), channel.SendAck|channel.Zstd, string(x.body))
-		want := channel.ErrBadMessage
-		if x.reason == "too_large" {
-			want = channel.ErrTooLarge
-		}
-		if !errors.Is(err, want) || len(e.Top.Messages()) > 0 {
-			t.Errorf("%s: error %v, %d delivered", name, err, len(e.Top.Messages()))
-		}
-		for _, s := range m.Samples() {
-			if s.Name == "zstd_refused_total" && (s.Value == 1) != (s.Labels[1] == x.reason) {
-				t.Errorf("%s: %v is %v", name, s.Labels, s.Value)
-			}
-		}
+		channeltest.Refuses(t, z, m, "zstd_refused_total", x.reason, name, x.body)
 	}
 }
 
@@ -199,19 +162,7 @@ func TestTooLargeToSend(t *testing.T) {
 
 func TestConcurrentUse(t *testing.T) {
 	z, _ := layer(t, func(c *Config) { c.MinSize = 0 })
-	var wg sync.WaitGroup
-	for w := range 16 {
-		wg.Go(func() {
-			for i := range 200 {
-				want := strings.Repeat(fmt.Sprintf("%d/%d ", w, i), i)
-				x := &channel.Message{Body: []byte(want)}
-				if err := errors.Join(z.Encode(x), z.Decode(x)); err != nil || string(x.Body) != want {
-					t.Errorf("mixed up: %v", err)
-				}
-			}
-		})
-	}
-	wg.Wait()
+	channeltest.Concurrently(t, z)
 }
 
 func TestConfig(t *testing.T) {
@@ -232,7 +183,7 @@ func TestConfig(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	enc := encoder(f, zstd.WithSingleSegment(true))
 	for _, size := range []int{1, 255, 256, 3000, 2 << 20} {
-		f.Add(enc.EncodeAll(bodies(size)["text"], nil))
+		f.Add(enc.EncodeAll(channeltest.Bodies(size)["text"], nil))
 	}
 	z, _ := layer(f, func(c *Config) { c.MaxSize, c.MinSize = 1<<20, 0 })
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -252,30 +203,8 @@ func FuzzDecode(f *testing.F) {
 
 func BenchmarkZstd(b *testing.B) {
 	for _, size := range []int{1024, 10240, 102400} {
-		body := bodies(size)["text"]
 		z, _ := layer(b, nil)
-		e := channeltest.EmbedWith(b, channeltest.EmbedConfig{Layers: []channel.Interceptor{z}, Discard: true})
-		b.Run(fmt.Sprintf("send/%d", size), func(b *testing.B) {
-			to := []channel.Member{channeltest.Member(1)}
-			b.ReportAllocs()
-			b.SetBytes(int64(size))
-			for b.Loop() {
-				if err := e.Send(context.Background(), to, body, channel.SendAck); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		b.Run(fmt.Sprintf("receive/%d", size), func(b *testing.B) {
-			packed := encoder(b, zstd.WithSingleSegment(true)).EncodeAll(body, nil)
-			m := channel.Message{From: channeltest.Member(1)}
-			b.ReportAllocs()
-			b.SetBytes(int64(size))
-			for b.Loop() {
-				m.Options, m.Body = channel.SendNone|channel.Zstd, packed
-				if err := e.Receive(context.Background(), &m); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
+		body := channeltest.Bodies(size)["text"]
+		channeltest.BenchmarkTransformer(b, z, body, encoder(b, zstd.WithSingleSegment(true)).EncodeAll(body, nil))
 	}
 }
