@@ -94,7 +94,7 @@ func TestHostileHandshakes(t *testing.T) {
 	} {
 		t.Run(how, func(t *testing.T) {
 			h := hostExternal(t, path, []string{how}, func(c *Config) {
-				if how == "silent" {
+				if c.StartTimeout = 5 * time.Minute; how == "silent" {
 					c.StartTimeout = 300 * time.Millisecond
 				}
 			})
@@ -107,8 +107,8 @@ func TestHostileHandshakes(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "manager/acme/x") {
 				t.Errorf("start: %v\nwant: %s", err, want)
 			}
-			if took := time.Since(began); took > 4*time.Second {
-				t.Errorf("it took %v", took)
+			if took := time.Since(began); took > time.Minute {
+				t.Errorf("it took %v, as if it had waited", took)
 			}
 			if left := children(t, path); left != "" {
 				t.Errorf("processes are left: %s", left)

@@ -293,7 +293,7 @@ func TestDecodeBounds(t *testing.T) {
 			if err := Decode([]byte(in), "f", &v); err == nil {
 				t.Error("accepted")
 			}
-			if d := time.Since(start); d > 5*time.Second {
+			if d := time.Since(start); d > time.Minute { // not a second anywhere
 				t.Errorf("took %v", d)
 			}
 		})

@@ -144,7 +144,7 @@ func TestBounds(t *testing.T) {
 		if _, err := Read("f.xml", []byte(in), Options{Base: base}); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
-		if d := time.Since(start); d > 5*time.Second {
+		if d := time.Since(start); d > time.Minute { // not a second anywhere
 			t.Errorf("%s: took %v", name, d)
 		}
 	}
