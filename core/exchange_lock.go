@@ -19,8 +19,10 @@ type SessionLocker interface {
 
 // SessionLock is the right of one request to a session.
 type SessionLock interface {
-	// Held reports whether the right still holds: it ends with its lease.
-	Held() bool
+	// Held reports whether the right still holds: it ends with its lease, or
+	// when the others take the caller's node for dead. It waits until they have
+	// confirmed lately that they do not, or ctx ends.
+	Held(ctx context.Context) bool
 	// Last is what the session was when the last one gave it back; zero if that
 	// is not known. fresh says that this was a request of this node, and that
 	// its state here is the newest therefore.
@@ -193,12 +195,13 @@ func (x *Exchange) settleLocked() error {
 // the session before this request's changes were committed.
 func (x *Exchange) checkLocks() error {
 	x.sess.mu.Lock()
-	defer x.sess.mu.Unlock()
-	if x.lockErr != nil {
-		return x.lockErr
+	err, locks := x.lockErr, x.locks
+	x.sess.mu.Unlock()
+	if err != nil {
+		return err
 	}
-	for _, l := range x.locks {
-		if !l.Held() {
+	for _, l := range locks {
+		if !l.Held(x.parent) {
 			return fmt.Errorf("core: session %s: the request has had it for longer than lock_lease: %w", session.Prefix(l.key.ID), ErrLocked)
 		}
 	}

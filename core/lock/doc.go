@@ -18,7 +18,8 @@
 // is over, counted by the voter from when it heard and by the holder from before
 // it spoke: the holder's time always ends first. Because its clock is all that a
 // holder needs to know that it is too late, a node that was frozen, or cut off,
-// does not report success after somebody else got the session. What it may still
+// does not report success after somebody else got the session, nor before the
+// voters have answered it lately: its changes may be stored nowhere else. What it may still
 // write is beaten by its successor: that one skips the versions which its
 // predecessor could have used. Voters are asked in an order that all nodes agree
 // on, also while the view changes: who has to ask an earlier one gives back what

@@ -34,6 +34,11 @@ const (
 	// waits for it, tells the voters that it is alive.
 	term      = 2 * time.Second
 	keepEvery = term / 4
+	// fresh is how old the last sign of the voters may be when a request reports
+	// success: less than a manager waits for silent members. Else a node that is
+	// cut off could have stored its changes nowhere, and the next one get the
+	// session without them.
+	fresh = keepEvery + 100*time.Millisecond
 	// askAgain is the pause before a voter is asked again.
 	askAgain = time.Second
 	// sendTimeout bounds the sending of one message.
@@ -81,6 +86,8 @@ type Locker struct {
 	alive map[channel.UniqueID]time.Time
 	// kept is until when a voter, as it has confirmed, takes this node for alive.
 	kept map[channel.UniqueID]time.Time
+	// told is closed when a voter has confirmed that; nil if nobody waits.
+	told chan struct{}
 	// keeper runs while this node holds something or waits for it, else nil.
 	keeper *time.Timer
 	born   time.Time // the times of kindKeep count from here
@@ -256,6 +263,10 @@ func (l *Locker) handle(_ context.Context, msg *channel.Message, body []byte) er
 	case kindKept:
 		l.mu.Lock()
 		l.keptUntil(from, l.born.Add(time.Duration(min(m.Number, uint64(time.Since(l.born))))+term))
+		if l.told != nil {
+			close(l.told)
+			l.told = nil
+		}
 		l.mu.Unlock()
 	case kindRelease:
 		l.vote(func(out []answer) []answer {
@@ -337,9 +348,16 @@ func (l *Locker) heard(from channel.Member) {
 	l.alive[from.ID] = time.Now().Add(term)
 }
 
-// keptUntil notes what a voter has confirmed. l.mu is held.
+// keptUntil notes what a voter has confirmed. If that came too late, the voter
+// may have taken for free what this node had. l.mu is held.
 func (l *Locker) keptUntil(voter channel.Member, t time.Time) {
-	if old, known := l.kept[voter.ID]; t.After(old) && (known || len(l.kept) < maxNodes) {
+	old, known := l.kept[voter.ID]
+	if known && time.Now().After(old) {
+		for _, h := range l.active {
+			h.gone = h.gone || slices.ContainsFunc(h.by, func(g grantBy) bool { return g.voter.Is(voter) })
+		}
+	}
+	if t.After(old) && (known || len(l.kept) < maxNodes) {
 		l.kept[voter.ID] = t
 	}
 }
@@ -359,6 +377,8 @@ func (l *Locker) keep() {
 	delete(voters, l.view.Local.ID)
 	if len(voters) == 0 || l.stopped {
 		l.keeper = nil
+	} else if l.keeper == nil {
+		l.keeper = time.AfterFunc(keepEvery, l.keep)
 	} else {
 		l.keeper.Reset(keepEvery)
 	}
@@ -388,6 +408,7 @@ type held struct {
 	state  core.SessionState
 	fresh  bool
 	broken uint64
+	gone   bool // a voter may have given it to another; guarded by l.mu
 	done   sync.Once
 }
 
@@ -520,10 +541,10 @@ func (h *held) grant(voter channel.Member, asked, until time.Time, m *message, n
 	}
 	l := h.l
 	l.mu.Lock()
+	l.keptUntil(voter, asked.Add(term))
 	h.by = append(h.by, grantBy{voter, number})
 	l.active[number] = h
 	delete(l.asked, number)
-	l.keptUntil(voter, asked.Add(term))
 	mine := l.view.Local.ID
 	l.mu.Unlock()
 	// Both voters have to know that it was this node.
@@ -543,22 +564,49 @@ func (h *held) forget(voter channel.Member, number uint64) {
 }
 
 // Held implements core.SessionLock.
-func (h *held) Held() bool {
-	now := time.Now()
-	if now.Before(h.until) && h.kept(now) {
-		return true
+func (h *held) Held(ctx context.Context) bool {
+	l := h.l
+	for {
+		now := time.Now()
+		l.mu.Lock()
+		kept, recent := h.kept(now)
+		if kept && !recent && l.told == nil {
+			l.told = make(chan struct{})
+		}
+		told := l.told
+		l.mu.Unlock()
+		if !kept || !now.Before(h.until) {
+			break
+		}
+		if recent {
+			return true
+		}
+		l.keep()
+		again := time.NewTimer(keepEvery / 2)
+		select {
+		case <-told:
+		case <-again.C:
+		case <-ctx.Done():
+		}
+		again.Stop()
+		if ctx.Err() != nil {
+			break
+		}
 	}
-	h.l.m.lost.Inc()
+	l.m.lost.Inc()
 	return false
 }
 
 // kept reports whether the voters take this node for alive: all that are in the
-// view, and one at least. The others do not decide any more.
-func (h *held) kept(now time.Time) bool {
+// view, and one at least. The others do not decide any more. recent says that
+// they have confirmed it lately. l.mu is held.
+func (h *held) kept(now time.Time) (kept, recent bool) {
 	l := h.l
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	if h.gone {
+		return false, false
+	}
 	confirmed := false
+	recent = true
 	for _, g := range h.by {
 		until, known := l.kept[g.voter.ID]
 		_, there := l.view.Get(g.voter.ID)
@@ -568,11 +616,12 @@ func (h *held) kept(now time.Time) bool {
 		case !there || !known: // or it has just become a voter
 		case now.Before(until):
 			confirmed = true
+			recent = recent && now.Before(until.Add(fresh-term))
 		default:
-			return false
+			return false, false
 		}
 	}
-	return confirmed
+	return confirmed, recent
 }
 
 // Last implements core.SessionLock.

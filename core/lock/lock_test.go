@@ -92,10 +92,10 @@ func TestLeaseAndTimeout(t *testing.T) {
 			if took := time.Since(start); took != 10*time.Second || h.Broken() != 1 {
 				t.Error(took, h.Broken())
 			}
-			if first.Held() {
+			if first.Held(t.Context()) {
 				t.Error("two have it")
 			}
-			if !h.Held() {
+			if !h.Held(t.Context()) {
 				t.Error("the lease of a waiting request began too early")
 			}
 			first.Unlock(core.SessionState{Counter: 5}) // too late to count
