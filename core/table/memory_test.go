@@ -21,7 +21,7 @@ func heap() int {
 func TestMemoryOfSessions(t *testing.T) {
 	const n = 20_000
 	for _, size := range []int{100, 1024} {
-		tab := New(Config{Manager: null{}}, channel.Settings{})
+		tab := New(Config{Manager: null{}, Route: half.Route}, channel.Settings{})
 		if err := tab.Start(t.Context(), 1); err != nil {
 			t.Fatal(err)
 		}
