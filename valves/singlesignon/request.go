@@ -32,8 +32,11 @@ type request struct {
 	// sess is the request's session, and of the sign-on if linked.
 	sess   core.Handle
 	linked bool
-	slot   string
-	kept   member // what the sign-on knows of it
+	// stray says that the session belongs to a sign-on that this node does not
+	// know of.
+	stray bool
+	slot  string
+	kept  member // what the sign-on knows of it
 	// cookie is what the client is to have; clear takes it away.
 	cookie string
 	clear  bool
@@ -104,39 +107,47 @@ func SignOff(ctx context.Context) error {
 }
 
 // Admit implements core.SessionGuard: a session of a sign-on that is over ends,
-// and one without a sign-on joins that of the cookie.
+// and one without a sign-on joins that of the cookie. If it is not known what
+// has become of the sign-on, the session lives, and nobody is signed on for this
+// request.
 func (q *request) Admit(x *core.Exchange, h core.Handle) {
 	var l link
 	if ok, err := h.Get(linkName, &l); ok && err == nil {
-		on, who, hash, err := q.v.find(x.Request().Context(), x.Engine(), x.Host().Name(), l.ID)
-		switch {
-		case err != nil:
-			// Whether the sign-on lives is not known: the session does, and nobody
-			// is signed on for this request.
-			q.mu.Lock()
-			q.failed = err
-			q.mu.Unlock()
-		case on == nil:
+		f, err := q.v.find(x.Request().Context(), x.Engine(), x.Host().Name(), l.ID)
+		if f.over {
 			if h.Invalidate() == nil {
 				q.v.sessionsEnded.Inc()
 			}
 			return
 		}
+		stray := f.on == nil && err == nil
+		if stray {
+			q.v.unknown.Inc()
+		}
 		q.mu.Lock()
-		q.sess, q.linked, q.slot = h, true, l.Slot
+		q.sess, q.linked, q.stray, q.slot = h, !stray, stray, l.Slot
 		old := q.on
-		if on != nil {
-			q.on, q.who, q.hash = on, who, hash
+		if f.on != nil {
+			q.on, q.who, q.hash = f.on, f.who, f.hash
+		} else {
+			q.on, q.failed = nil, err
 		}
 		q.mu.Unlock()
 		if old != nil {
 			old.Release()
 		}
 		q.keep()
+		if stray && !q.v.cfg.RequireReauthentication {
+			// The user may have signed on again meanwhile. What somebody else left
+			// in a session is not for this user.
+			if q.lookAtCookie(); q.signedOn() != nil && q.userName() == l.User {
+				q.join(h)
+			}
+		}
 		return
 	}
 	q.mu.Lock()
-	q.sess, q.linked, q.slot = h, false, ""
+	q.sess, q.linked, q.stray, q.slot = h, false, false, ""
 	q.mu.Unlock()
 	if q.v.cfg.RequireReauthentication {
 		return
@@ -150,25 +161,30 @@ func (q *request) Admit(x *core.Exchange, h core.Handle) {
 func (q *request) signedOn() core.Handle {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.on != nil && !q.on.Valid() {
+	if q.on == nil || !q.on.Valid() || isOver(q.on) {
 		return nil
 	}
 	return q.on
 }
 
+// userName returns who has signed on, or "".
+func (q *request) userName() string {
+	if q.signedOn() == nil {
+		return ""
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.who.Name
+}
+
 // join makes a session part of the sign-on. One that the client had already
 // gets a new id: whoever knew the old one has not signed on.
 func (q *request) join(h core.Handle) {
-	if !h.IsNew() {
-		if q.x.Committed() || h.Renew() != nil {
-			return
-		}
-	}
 	on := q.signedOn()
-	if on == nil {
+	if on == nil || !h.IsNew() && (q.x.Committed() || h.Renew() != nil) {
 		return
 	}
-	l := link{ID: on.Key().ID}
+	l := link{ID: on.Key().ID, User: q.userName()}
 	if q.room(on) {
 		l.Slot = newSlot()
 	} else {
@@ -180,7 +196,7 @@ func (q *request) join(h core.Handle) {
 	}
 	q.v.associated.Inc()
 	q.mu.Lock()
-	q.sess, q.linked, q.slot = h, true, l.Slot
+	q.sess, q.linked, q.stray, q.slot = h, true, false, l.Slot
 	q.mu.Unlock()
 	q.keep()
 }
@@ -209,7 +225,7 @@ func (q *request) keep() {
 	q.mu.Lock()
 	on, h, linked, slot, kept := q.on, q.sess, q.linked, q.slot, q.kept
 	q.mu.Unlock()
-	if on == nil || !linked || !h.Valid() || !on.Valid() {
+	if on == nil || !linked || !h.Valid() || !on.Valid() || isOver(on) {
 		return
 	}
 	now := member{Context: h.Key().Context, ID: h.Key().ID}
@@ -248,45 +264,41 @@ func (q *request) lookAtCookie() {
 	q.mu.Unlock()
 	defer close(looked)
 	r := q.x.Request()
-	cookies := core.CookieValues(r, q.v.cfg.Cookie, maxCookies)
-	known := false
-	for _, value := range cookies {
+	for _, value := range core.CookieValues(r, q.v.cfg.Cookie, maxCookies) {
 		id, secret, ok := parse(value)
 		if !ok { // perhaps somebody else's
-			known = true
 			q.v.refused["cookie"].Inc()
 			continue
 		}
-		on, who, hash, err := q.v.find(r.Context(), q.x.Engine(), q.x.Host().Name(), id)
+		f, err := q.v.find(r.Context(), q.x.Engine(), q.x.Host().Name(), id)
 		if err != nil {
 			q.mu.Lock()
 			q.failed = err
 			q.mu.Unlock()
 			return
 		}
-		if on == nil {
+		switch {
+		case f.over:
+			q.mu.Lock()
+			q.clear = true
+			q.mu.Unlock()
 			continue
-		}
-		if subtle.ConstantTimeCompare(hashOf(secret), hash) != 1 {
-			on.Release()
-			known = true
+		case f.on == nil: // it may be known to others
+			continue
+		case subtle.ConstantTimeCompare(hashOf(secret), f.hash) != 1:
+			f.on.Release()
 			q.v.refused["secret"].Inc()
 			continue
 		}
 		q.mu.Lock()
 		if q.on == nil {
-			q.on, q.who, q.hash, on = on, who, hash, nil
+			q.on, q.who, q.hash, q.clear, f.on = f.on, f.who, f.hash, false, nil
 		}
 		q.mu.Unlock()
-		if on != nil {
-			on.Release()
+		if f.on != nil {
+			f.on.Release()
 		}
 		return
-	}
-	if len(cookies) > 0 && !known {
-		q.mu.Lock()
-		q.clear = true
-		q.mu.Unlock()
 	}
 }
 
@@ -308,7 +320,7 @@ func (q *request) user() (Principal, bool, error) {
 	on := q.signedOn()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if on == nil || q.v.cfg.RequireReauthentication && !q.linked {
+	if on == nil || q.stray || q.v.cfg.RequireReauthentication && !q.linked {
 		return Principal{}, false, nil
 	}
 	return q.who, true, nil
@@ -333,9 +345,9 @@ func (q *request) signOn(ctx context.Context, p Principal) error {
 	}
 	on := q.signedOn()
 	q.mu.Lock()
-	name, hash := q.who.Name, q.hash
+	hash := q.hash
 	q.mu.Unlock()
-	if on != nil && name != p.Name {
+	if on != nil && q.userName() != p.Name {
 		var but session.Key
 		if h != nil {
 			but = h.Key()
@@ -408,7 +420,10 @@ func (q *request) signOff(ctx context.Context) error {
 		return err
 	}
 	on := q.signedOn()
-	if on == nil {
+	if on == nil { // or it is not known here: at least the client forgets it
+		q.mu.Lock()
+		q.clear = q.clear || len(core.CookieValues(q.x.Request(), q.v.cfg.Cookie, 1)) > 0
+		q.mu.Unlock()
 		return nil
 	}
 	q.mu.Lock()

@@ -132,8 +132,8 @@ type Valve struct {
 	// engine is that of the latest request, for what happens without one.
 	engine atomic.Pointer[core.Engine]
 
-	signedOn, associated, sessionsEnded, failed *channel.Counter
-	ended, refused                              map[string]*channel.Counter
+	signedOn, associated, sessionsEnded, unknown, failed *channel.Counter
+	ended, refused                                       map[string]*channel.Counter
 }
 
 // New returns the valve.
@@ -159,6 +159,7 @@ func New(c Config, s channel.Settings) (*Valve, error) {
 	v.signedOn = m.Counter("singlesignon_signed_on_total", "Users that signed on.")
 	v.associated = m.Counter("singlesignon_associated_total", "Sessions that became part of a sign-on.")
 	v.sessionsEnded = m.Counter("singlesignon_sessions_ended_total", "Sessions that were ended because their sign-on was over.")
+	v.unknown = m.Counter("singlesignon_unknown_total", "Sessions of sign-ons that this node did not know of.")
 	v.failed = m.Counter("singlesignon_failed_total", "Sign-ons that could not be looked up or stored, because the session manager did not answer.")
 	for _, why := range []string{"signoff", "logout", "expired", "replaced"} {
 		v.ended[why] = m.Counter("singlesignon_ended_total", "Sign-ons that ended here: by SignOff, by the invalidation of a session, with their last session, or because another user signed on.", "reason", why)
@@ -186,14 +187,19 @@ type member struct {
 	Context, ID string
 }
 
-// link is the attribute of a session that says which sign-on it belongs to.
+// link is the attribute of a session that says which sign-on it belongs to, and
+// whose it is.
 type link struct {
-	_        struct{} `cbor:",toarray"`
-	ID, Slot string
+	_              struct{} `cbor:",toarray"`
+	ID, Slot, User string
 }
 
+// A sign-on that its user has ended stays for a while, with nothing but the
+// attribute overName: that merges with whatever the other side of a split knows,
+// and tells an end from a sign-on that is not known here.
 const (
 	entryName  = "signon"
+	overName   = "over"
 	memberName = "session/"
 	linkName   = core.ReservedAttribute + "signon"
 
@@ -309,25 +315,45 @@ func newSlot() string {
 	return hex.EncodeToString(b[:])
 }
 
-// find returns the sign-on of that id; nil if there is none, or none that counts.
-func (v *Valve) find(ctx context.Context, e *core.Engine, host, id string) (on core.Handle, p Principal, hash []byte, err error) {
-	on, err = e.Shared().Find(ctx, session.Key{Context: contextOf(host), ID: id})
+// found is a sign-on that was looked up.
+type found struct {
+	on   core.Handle // nil if it is over or not known
+	who  Principal
+	hash []byte
+	over bool // its user has ended it
+}
+
+// find looks for the sign-on of that id.
+func (v *Valve) find(ctx context.Context, e *core.Engine, host, id string) (f found, err error) {
+	on, err := e.Shared().Find(ctx, session.Key{Context: contextOf(host), ID: id})
 	if err != nil {
 		v.failed.Inc()
 		v.log.Debug("a sign-on could not be looked up", zap.String("signOn", session.Prefix(id)), zap.Error(err))
-		return nil, p, nil, err
+		return f, err
 	}
 	if on == nil {
-		return nil, p, nil, nil
+		return f, nil
 	}
-	p, hash, ok := v.read(on)
-	if !ok {
+	if f.over = isOver(on); f.over {
+		on.Release()
+		return f, nil
+	}
+	var ok bool
+	if f.who, f.hash, ok = v.read(on); !ok {
 		on.Release()
 		v.refused["forged"].Inc()
 		v.log.Warn("a sign-on is refused: no node with this valve and secret has made it", zap.String("signOn", session.Prefix(id)), zap.String("host", host))
-		return nil, p, nil, nil
+		return f, nil
 	}
-	return on, p, hash, nil
+	f.on = on
+	return f, nil
+}
+
+// isOver reports whether the sign-on has been ended, here or elsewhere.
+func isOver(on core.Handle) bool {
+	over := false
+	ok, err := on.Get(overName, &over)
+	return ok || err != nil
 }
 
 // end ends a sign-on and all its sessions but one. When it returns, the nodes
@@ -337,8 +363,15 @@ func (v *Valve) end(ctx context.Context, e *core.Engine, on core.Handle, why str
 	defer cancel()
 	members := membersOf(on)
 	id := on.Key().ID
-	if err := on.Invalidate(); err != nil {
-		return nil //nolint:nilerr // somebody was faster
+	if isOver(on) {
+		return nil // somebody was faster
+	}
+	if err := on.Set(overName, true); err != nil {
+		return nil //nolint:nilerr // it has expired
+	}
+	_ = on.Delete(entryName) // neither fails if the one before did not
+	for slot := range members {
+		_ = on.Delete(memberName + slot)
 	}
 	v.ended[why].Inc()
 	err := on.Commit(ctx, core.Synced)
@@ -418,7 +451,8 @@ func (v *Valve) heard(ev core.SessionEvent) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	on, _, _, err := v.find(ctx, e, hostOf(ev.Key.Context), l.ID)
+	f, err := v.find(ctx, e, hostOf(ev.Key.Context), l.ID)
+	on := f.on
 	if on == nil || err != nil {
 		return // it is over, or will be for want of requests
 	}
@@ -427,7 +461,7 @@ func (v *Valve) heard(ev core.SessionEvent) {
 		_ = v.end(ctx, e, on, "logout", ev.Key) // logged
 		return
 	}
-	if err := on.Delete(memberName + l.Slot); err == nil && len(membersOf(on)) == 0 {
-		_ = v.end(ctx, e, on, "expired", ev.Key)
+	if err := on.Delete(memberName + l.Slot); err == nil && len(membersOf(on)) == 0 && on.Invalidate() == nil {
+		v.ended["expired"].Inc() // there is nothing left that could come back
 	}
 }
