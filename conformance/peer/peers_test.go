@@ -54,6 +54,7 @@ func TestPeers(t *testing.T) {
 		t.Run("acks/silent", func(t *testing.T) { t.Parallel(); testSilent(t) })
 		t.Run("static/service", func(t *testing.T) { t.Parallel(); testStaticService(t) })
 		t.Run("tomcat", func(t *testing.T) { t.Parallel(); testTomcat(t) })
+		t.Run("tomcat-joins-ours", func(t *testing.T) { t.Parallel(); testTomcatJoinsOurs(t) })
 		t.Run("kill", func(t *testing.T) { t.Parallel(); testKill(t) })
 	})
 	t.Run("log", func(t *testing.T) {

@@ -185,7 +185,9 @@ type nodeConfig struct {
 	local       channel.Member
 	port        int
 	reply       func(m *channel.Message) (bool, error)
-	ackTimeout  time.Duration
+	// listen registers listeners that are asked before the recorder.
+	listen     func(ch *channel.Channel, s channel.Settings)
+	ackTimeout time.Duration
 	// datagrams: it has a port for datagrams, and sends to the group.
 	datagrams bool
 }
@@ -253,6 +255,9 @@ func (g *group) longhouse(change func(c *nodeConfig)) *longhouse {
 	}, s)
 	if err != nil {
 		g.t.Fatal(err)
+	}
+	if c.listen != nil {
+		c.listen(n.Channel, s)
 	}
 	n.Listen(n.got)
 	n.Watch(n.watched.Watch)

@@ -9,9 +9,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/longhouse-go/longhouse/channel"
 	"github.com/longhouse-go/longhouse/channel/channeltest"
+	"github.com/longhouse-go/longhouse/core"
 )
 
 // Two whole Tomcats replicate sessions with each other while a node of ours
@@ -82,5 +84,46 @@ func testTomcat(t *testing.T) {
 	}
 	if i := slices.IndexFunc(a.log(), func(l string) bool { return strings.HasPrefix(l, "warn") || strings.HasPrefix(l, "error") }); i >= 0 {
 		t.Errorf("our log: %s", a.log()[i])
+	}
+}
+
+// A whole Tomcat starts in a group whose oldest member is a node of ours. It asks
+// that one for its sessions, is told that there are none, and serves at once
+// instead of after a minute.
+func testTomcatJoinsOurs(t *testing.T) {
+	j := startJVM(t, "--add-opens=java.base/java.io=ALL-UNNAMED", "--add-opens=java.base/java.lang=ALL-UNNAMED",
+		"--add-opens=java.rmi/sun.rmi.transport=ALL-UNNAMED")
+	g := newGroup(t, j)
+	a := g.longhouse(func(c *nodeConfig) {
+		c.listen = func(ch *channel.Channel, s channel.Settings) { t.Cleanup(core.AnswerTomcat(ch, s)) }
+		c.reply = func(m *channel.Message) (bool, error) { return m.Options.Has(channel.ByteMessage), nil }
+	})
+	start := time.Now()
+	r, err := j.Call(within(t), "webOpen", url.Values{
+		"node": {"tomcat"}, "route": {"tomcat"}, "dir": {t.TempDir()}, "group": {g.address}, "groupPort": {fmt.Sprint(g.port)}, "port": {fmt.Sprint(channeltest.FreePort(t, "tcp"))},
+		"frequency": {"100"}, "dropTime": {fmt.Sprint(g.drop.Milliseconds())},
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s\nasked %v times; our log: %v", err, complaints(j), a.counter("tomcat_state_requests_total"), a.log())
+	}
+	t.Logf("Tomcat started in %v", time.Since(start).Round(time.Millisecond))
+	a.sees(r.Get("id"))
+	if n := a.counter("tomcat_state_requests_total"); n != 1 {
+		t.Errorf("it asked %v times", n)
+	}
+	if text := complaints(j); strings.Contains(text, "timing out") {
+		t.Errorf("Tomcat has waited in vain:\n%s", text)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://127.0.0.1:" + r.Get("http") + "/app?name=n&value=v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Error(resp.Status)
+	}
+	if _, err := j.Call(within(t), "webClose", url.Values{"node": {"tomcat"}}); err != nil {
+		t.Error(err)
 	}
 }

@@ -355,7 +355,9 @@ func (c *cluster) start(ctx context.Context, n *Node) error {
 		return err
 	}
 	// Who calls for a reply that nobody here gives learns that at once.
-	detach := rpc.Attach(c.channel, n.settings("rpc"))
+	detachRPC := rpc.Attach(c.channel, n.settings("rpc"))
+	detachTomcat := core.AnswerTomcat(c.channel, n.settings("tomcat"))
+	detach := func() { detachRPC(); detachTomcat() }
 	if err := c.channel.Start(ctx); err != nil {
 		detach()
 		return errors.Join(err, c.locks.Stop(ctx))
