@@ -175,8 +175,8 @@ func (m *Manager) exchange(ctx context.Context, member channel.Member, first, la
 		if joining {
 			s.flags = flagJoining
 		}
-		var body []byte
-		body, s.to = m.digest(id, s, last, nodeOf(member))
+		var body, pairs []byte
+		body, pairs, s.to = m.digest(id, s, last, nodeOf(member))
 		if err := m.sendTo(ctx, member, channel.SendAck, body); err != nil {
 			return false, err
 		}
@@ -188,34 +188,38 @@ func (m *Manager) exchange(ctx context.Context, member channel.Member, first, la
 		if err := m.push(ctx, member, s, a.wanted); err != nil {
 			return false, err
 		}
-		m.noteShared(s, nodeOf(member))
+		m.noteShared(s, nodeOf(member), pairs)
 		from = s.to
 	}
 	return ready, nil
 }
 
-// noteShared notes that a member has the sessions of some shards that it should
-// have.
-func (m *Manager) noteShared(s span, peer uint64) {
+// noteShared notes that a member has the sessions that were compared, those with
+// the digests in pairs. One that is shared only since then was not.
+func (m *Manager) noteShared(s span, peer uint64, pairs []byte) {
 	if !m.placed() {
 		return
 	}
-	g := m.group.Load()
+	g, compared := m.group.Load(), parsePairs(pairs)
 	for i := s.from; i < s.to; i++ {
 		m.store.each(i, time.Now().UnixMilli(), func(k session.Key, p *replica, _ tomb) {
-			if p != nil && m.shared(g, peer, k, p) {
+			if p == nil || !m.shared(g, peer, k, p) {
+				return
+			}
+			if _, was := compared[k.Digest()]; was {
 				p.place.fresh(peer)
 			}
 		})
 	}
 }
 
-// digest makes the message with the digests of some shards from s.from on.
-func (m *Manager) digest(id uint64, s span, last int, peer uint64) (body []byte, to int) {
+// digest makes the message with the digests of some shards from s.from on; pairs
+// is the part of it that has them.
+func (m *Manager) digest(id uint64, s span, last int, peer uint64) (body, pairs []byte, to int) {
 	head := len(s.append(appendHeader(nil, kindDigest, id)))
 	body, s.to = m.appendDigests(make([]byte, head), s.from, last, digestBytes, peer)
 	s.append(appendHeader(body[:0], kindDigest, id)) // over the space left for it
-	return body, s.to
+	return body, body[head:], s.to
 }
 
 // appendDigests appends the digests of what is shared with a member, in whole
