@@ -13,7 +13,9 @@ import (
 
 // Counter is an attribute that counts: changes by several nodes add up, also
 // those made at the same time or during a split of the group. Its value is the
-// attribute's name, and Session.Get reads it as a number.
+// attribute's name, and Session.Get reads it as a number. Counter, Max and Union
+// are all rules there are: an application cannot bring its own, because managers
+// merge too, in processes that do not have its code.
 //
 //	const visits = session.Counter("visits")
 //	err := visits.Add(s, 1)
