@@ -302,9 +302,7 @@ func (s *subscription) tell(e SessionEvent) {
 		s.mu.Unlock()
 		return
 	}
-	first := false
 	if len(s.queue)-s.head >= 2*s.Queue {
-		first = s.missed == 0
 		s.missed++
 		s.metrics.missed.Inc()
 	} else {
@@ -313,9 +311,6 @@ func (s *subscription) tell(e SessionEvent) {
 	}
 	s.mu.Unlock()
 	s.poke()
-	if first {
-		s.log.Warn("a session listener is too slow: it misses events", zap.String("listener", fmt.Sprintf("%T", s.Listener)), zap.Int("queue", s.Queue))
-	}
 }
 
 // room waits until there is room in the queue, or patience has ended.
@@ -336,7 +331,14 @@ func (s *subscription) room() {
 		case <-timer.C:
 		}
 		s.mu.Lock()
+		first := !s.hurried && s.full()
 		s.hurried = s.full()
+		s.mu.Unlock()
+		if first {
+			s.log.Warn("a session listener is too slow: requests have waited for it, and soon it will miss events",
+				zap.String("listener", fmt.Sprintf("%T", s.Listener)), zap.Int("queue", s.Queue))
+		}
+		return
 	}
 	s.mu.Unlock()
 }

@@ -24,7 +24,11 @@
 //   - an end that could not be told, because its node died with it, is told that
 //     way too, as expired;
 //   - if a session expires on one side of a split and is used on the other, its end
-//     there is told when the split heals: the end counts.
+//     there is told when the split heals: the end counts. What ended within the last
+//     hour, or 65,536 ends, is told with its reason then; after a longer split the
+//     side that does not know of it may make the other hear of it once more;
+//   - an end or a new id that only the manager has told, because the node that made
+//     it died with the news, is told some seconds late.
 //
 // A session that nobody of the living nodes has ever heard of, as after a restart
 // of all nodes, is told when it is used again; its expiry before that is not.
@@ -34,8 +38,8 @@
 // # How it works
 //
 // Nodes ask each other for the kinds that their listeners want, per context, and
-// are answered with the living sessions and from then on with what happens; nobody
-// who is not asked sends anything. Each asker notes which session is on which
+// are answered with the living sessions, with what has ended lately, and from then
+// on with what happens; nobody who is not asked sends anything. Each asker notes which session is on which
 // node. Messages are batches, one at a time per member, repeated until the member
 // has them or has gone.
 //

@@ -39,7 +39,7 @@ const (
 	patience = time.Second
 	// keepEnded is how long a relay remembers at least that a session has ended,
 	// and maxEnded how many per context.
-	keepEnded = 10 * time.Minute
+	keepEnded = time.Hour
 	maxEnded  = 65_536
 	// grace is how long a session whose node has died is left to those who use
 	// it, before somebody looks for it; turn is how long others then wait for
@@ -129,6 +129,8 @@ type peer struct {
 	list   bool     // the list of living sessions is due
 	living []queued // what is left of it; goes before the queue
 	queue  []queued
+	// dropped are events that did not find room, since the last list.
+	dropped int
 
 	// asking is the number of the ask that it has been sent, told whether it has
 	// it; next is how many events have come for that; round counts the lists.
@@ -295,7 +297,7 @@ func (r *Relay) Tell(e core.SessionEvent, life time.Duration, deliver func(core.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	t := r.topic(e.Key.Context)
-	if t.wants != 0 && !e.Local && len(r.peers) > 0 && !r.stopping {
+	if t.wants != 0 && !e.Local && !r.stopping {
 		r.hold(t, e, life)
 		return
 	}
@@ -359,23 +361,30 @@ func (r *Relay) letGo() {
 			}
 		}
 		r.holding = left > 0
-		more := r.holding
+		more, sharing := r.holding, r.sharing()
 		r.mu.Unlock()
+		var renewed []lost
 		for _, h := range due {
 			name := h.Key.Context
 			r.tables(name).Deliver(name, func(tell func(core.SessionEvent, bool)) {
 				r.mu.Lock()
 				defer r.mu.Unlock()
-				t := r.topic(name)
+				t, id := r.topic(name), over(&h.SessionEvent)
 				if t.wants == 0 || !r.note(t, &h.SessionEvent, nil, h.life) {
 					return
 				}
 				tell(h.SessionEvent, true)
-				if t.asked&h.Kind != 0 {
-					r.pass(name, toWire(&h.SessionEvent, h.life))
+				w := event{Kind: wireEnded, ID: id, Reason: uint8(h.Reason), At: h.Time.UnixMilli()}
+				if h.Kind == core.SessionRenewed { // whoever did it may be dead
+					renewed = append(renewed, t.lose(h.Key))
+					w.Previous = h.Key.ID
+				}
+				if h.Kind == core.SessionRenewed || h.Kind == core.SessionDestroyed {
+					r.pass(name, w)
 				}
 			})
 		}
+		r.lookFor(renewed, sharing)
 		if !more {
 			return
 		}
@@ -468,13 +477,14 @@ func (r *Relay) note(t *topic, e *core.SessionEvent, p *peer, life time.Duration
 		return !known
 	case core.SessionDestroyed:
 		t.over(id, ending{reason: e.Reason})
+		return known || p == nil // nobody here has heard of it
 	case core.SessionRenewed:
 		old := e.Previous.ID
 		end, again := t.latest(old)
 		if before, ok := t.known[old]; ok && life <= 0 {
 			now.due = before.due
 		}
-		if !again || !known || p != nil {
+		if !again || !known {
 			t.keep(id, now, r.cfg.MaxSessions)
 		}
 		if again {
@@ -549,8 +559,8 @@ func (t *topic) over(id string, end ending) {
 // pass queues an event for those who want it.
 func (r *Relay) pass(contextName string, w event) {
 	kind := core.SessionEventKind(w.Kind)
-	if w.Kind == wireExisting {
-		kind = core.SessionCreated
+	if w.Kind >= wireExisting {
+		kind = lasting
 	}
 	for _, p := range r.peers {
 		if p.asked[contextName]&kind == 0 {
@@ -558,8 +568,7 @@ func (r *Relay) pass(contextName string, w event) {
 		}
 		if len(p.queue) >= 2*r.cfg.Queue {
 			r.m.unsent.Add(int64(len(p.queue)) + 1)
-			r.log.Warn("too many session events wait for a member: it will be told which sessions there are instead",
-				zap.Stringer("member", p.member), zap.Int("events", len(p.queue)))
+			p.dropped += len(p.queue) + 1
 			p.queue, p.living, p.list = nil, nil, true
 		} else {
 			p.queue = append(p.queue, queued{contextName, w})
@@ -631,6 +640,16 @@ func (r *Relay) reask(changed []string) {
 type lost struct {
 	key session.Key
 	due int64
+}
+
+// lose notes that nobody has a session.
+func (t *topic) lose(key session.Key) lost {
+	e, known := t.known[key.ID]
+	if known {
+		e.owner = nobody
+		t.known[key.ID] = e
+	}
+	return lost{key, e.due}
 }
 
 // orphans adds sessions that have lost their owner.
@@ -761,16 +780,13 @@ func (r *Relay) take(p *peer, m *message, w *event) {
 		r.mu.Lock()
 		missing := r.orphans(nil, func(e entry) bool { return e.owner == p && e.round < p.round })
 		for _, l := range missing {
-			t := r.topic(l.key.Context)
-			e := t.known[l.key.ID]
-			e.owner = nobody
-			t.known[l.key.ID] = e
+			r.topic(l.key.Context).lose(l.key)
 		}
 		sharing := r.sharing()
 		r.mu.Unlock()
 		r.lookFor(missing, sharing)
 		return
-	case w.Kind > wireExisting || w.Kind != wireExisting && core.SessionEventKind(w.Kind)&core.AllSessionEvents == 0:
+	case w.Kind > wireEnded || w.Kind < wireExisting && core.SessionEventKind(w.Kind)&core.AllSessionEvents == 0:
 		return // of a newer version
 	}
 	name := m.Contexts[w.Context]
@@ -785,6 +801,7 @@ func (r *Relay) take(p *peer, m *message, w *event) {
 	if e.Kind == core.SessionDestroyed {
 		e.Attrs, here = r.tables(name).Attributes(e.Key)
 	}
+	var missing []lost
 	r.tables(name).Deliver(name, func(tell func(core.SessionEvent, bool)) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -792,8 +809,17 @@ func (r *Relay) take(p *peer, m *message, w *event) {
 		if t.wants == 0 || r.peers[p.member.ID] != p {
 			return
 		}
+		switch _, known := t.known[w.ID]; {
+		case w.Kind == wireLost && known:
+			return
+		case w.Kind == wireEnded && !known:
+			if _, ended := t.latest(w.ID); !ended {
+				t.over(w.ID, ending{next: w.Previous, reason: session.EndKind(w.Reason)})
+			}
+			return
+		}
 		if !r.note(t, &e, p, time.Duration(w.Life)*time.Millisecond) {
-			if w.Kind != wireExisting {
+			if w.Kind < wireExisting {
 				r.m.repeated.Inc()
 			}
 			return
@@ -802,6 +828,15 @@ func (r *Relay) take(p *peer, m *message, w *event) {
 			delete(t.held, ends)
 			e.Attrs, here = h.Attrs, true
 		}
+		if w.Kind == wireLost || w.Kind == wireEnded && e.Kind != core.SessionDestroyed {
+			missing = append(missing, t.lose(e.Key))
+		}
 		tell(e, here)
 	})
+	if missing != nil {
+		r.mu.Lock()
+		sharing := r.sharing()
+		r.mu.Unlock()
+		r.lookFor(missing, sharing)
+	}
 }

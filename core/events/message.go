@@ -37,6 +37,8 @@ type message struct {
 // Kinds of events on the wire: the bits of core.SessionEventKind, and these.
 const (
 	wireExisting = 0x40 // the sender has the session
+	wireLost     = 0x41 // the sender knows the session, and that nobody has it
+	wireEnded    = 0x42 // the session has ended for Reason or, with Previous, has got that id
 	wireStart    = 0x80 // all sessions that it has follow
 	wireEnd      = 0x81 // that were all
 )
@@ -83,8 +85,12 @@ func fromWire(w *event, contextName string) core.SessionEvent {
 		Time: time.UnixMilli(w.At), Name: w.Name, Value: w.Value, Version: session.Version{Counter: w.Counter, Node: w.Node},
 	}
 	switch {
-	case w.Kind == wireExisting:
+	case w.Kind == wireExisting, w.Kind == wireLost:
 		e.Kind, e.Existing = core.SessionCreated, true
+	case w.Kind == wireEnded && w.Previous != "":
+		e.Kind, e.Previous, e.Key.ID = core.SessionRenewed, e.Key, w.Previous
+	case w.Kind == wireEnded:
+		e.Kind = core.SessionDestroyed
 	case e.Kind == core.SessionRenewed:
 		e.Previous = session.Key{Context: contextName, ID: w.Previous}
 	}
@@ -145,12 +151,18 @@ func (w *event) check(contexts int) error {
 	case !id(w.ID):
 		return fmt.Errorf("an id of %d bytes", len(w.ID))
 	}
+	if w.Kind == wireEnded && w.Previous != "" {
+		if !id(w.Previous) || w.Previous == w.ID {
+			return errors.New("a session that got its own id")
+		}
+		return nil
+	}
 	switch k := core.SessionEventKind(w.Kind); {
 	case k == core.SessionRenewed && (!id(w.Previous) || w.Previous == w.ID):
 		return errors.New("a renewal without a previous id")
-	case k == core.SessionDestroyed && w.Reason != uint8(session.Expired) && w.Reason != uint8(session.Invalidated):
+	case (k == core.SessionDestroyed || w.Kind == wireEnded) && w.Reason != uint8(session.Expired) && w.Reason != uint8(session.Invalidated):
 		return fmt.Errorf("reason %d", w.Reason)
-	case k&core.AttributeEvents != 0 && (w.Name == "" || len(w.Name) > session.MaxName):
+	case w.Kind < wireExisting && k&core.AttributeEvents != 0 && (w.Name == "" || len(w.Name) > session.MaxName):
 		return fmt.Errorf("an attribute's name of %d bytes", len(w.Name))
 	case w.Life < 0 || w.Life > int64(maxLife/time.Millisecond):
 		return errors.New("a time to live out of range")

@@ -56,8 +56,13 @@ func (r *Relay) next(p *peer) (m *message, done func(), end bool) {
 	case p.list && !r.stopping:
 		names := slices.Collect(maps.Keys(p.asked))
 		p.list = false
-		number := p.number
+		number, dropped := p.number, p.dropped
+		p.dropped = 0
 		r.mu.Unlock()
+		if dropped > 0 {
+			r.log.Warn("too many session events waited for a member: it is told which sessions there are instead",
+				zap.Stringer("member", p.member), zap.Int("events", dropped))
+		}
 		list := r.listLiving(p, names)
 		r.mu.Lock()
 		if p.number == number && !p.list {
@@ -102,22 +107,46 @@ func (r *Relay) listLiving(p *peer, names []string) []queued {
 		}
 	}
 	r.mu.Lock()
+	now := time.Now()
+	lost := map[session.Key]bool{}
+	out := []queued{{event: event{Kind: wireStart}}}
+	for _, name := range names {
+		// What has ended lately: others may list it, because they have not heard
+		// of that.
+		for _, m := range []map[string]ending{r.topic(name).older, r.topic(name).ended} {
+			for id, end := range m {
+				out = append(out, queued{name, event{Kind: wireEnded, ID: id, Previous: end.next, Reason: uint8(end.reason), At: now.UnixMilli()}})
+			}
+		}
+		for id, e := range r.topic(name).known { // also those that have left the table, and those that nobody has
+			key := session.Key{Context: name, ID: id}
+			if _, there := ids[key]; !there && (e.owner == nil || e.owner.left) {
+				ids[key] = 0
+				if e.due != 0 {
+					ids[key] = max(time.UnixMilli(e.due).Sub(now), time.Millisecond)
+				}
+				lost[key] = e.owner != nil
+			}
+		}
+	}
 	for _, q := range slices.Backward(p.queue) {
 		if q.Kind != uint8(core.SessionRenewed) {
 			continue
 		}
-		now := session.Key{Context: q.context, ID: q.ID}
-		if life, there := ids[now]; there {
-			delete(ids, now)
+		renewed := session.Key{Context: q.context, ID: q.ID}
+		if life, there := ids[renewed]; there {
+			delete(ids, renewed)
 			ids[session.Key{Context: q.context, ID: q.Previous}] = life
 		}
 	}
 	r.mu.Unlock()
-	out := make([]queued, 0, len(ids)+2)
-	out = append(out, queued{event: event{Kind: wireStart}})
-	at := time.Now().UnixMilli()
+	out = slices.Grow(out, len(ids)+1)
 	for key, life := range ids {
-		out = append(out, queued{key.Context, event{Kind: wireExisting, ID: key.ID, At: at, Life: life.Milliseconds()}})
+		kind := uint8(wireExisting)
+		if lost[key] {
+			kind = wireLost
+		}
+		out = append(out, queued{key.Context, event{Kind: kind, ID: key.ID, At: now.UnixMilli(), Life: life.Milliseconds()}})
 	}
 	return append(out, queued{event: event{Kind: wireEnd}})
 }
