@@ -810,7 +810,7 @@ func (r *reader) otherValve(class string, a *attrs, o map[string]any) string {
 		return ""
 	}
 	why, fix := whyMissing(class, missingValves, "remove it, or write it as a valve in Go",
-		"AccessLogValve", "RemoteIpValve", "ErrorReportValve", "HealthCheckValve", "ReplicationValve", "JvmRouteBinderValve")
+		"AccessLogValve", "RemoteIpValve", "ErrorReportValve", "HealthCheckValve", "ReplicationValve", "JvmRouteBinderValve", "ClusterSingleSignOn", "SingleSignOn")
 	r.unavailable(a.el.pos, "the valve "+cut(class), why, fix)
 	return ""
 }
