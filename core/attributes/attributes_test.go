@@ -549,6 +549,31 @@ func TestConverge(t *testing.T) {
 	}
 }
 
+// Many set the same attributes at the same time; all agree afterwards, and each
+// value is one that somebody has set.
+func TestParallel(t *testing.T) {
+	run(t, Config{}, 3, func(t *testing.T, w *world) {
+		var wg sync.WaitGroup
+		for i, n := range w.nodes {
+			for j := range 4 {
+				wg.Go(func() {
+					for k := range 20 {
+						set(t, n.shop, fmt.Sprint("a", k%5), fmt.Sprint(i, j, k))
+						_ = n.shop.Names()
+					}
+				})
+			}
+		}
+		wg.Wait()
+		time.Sleep(time.Minute)
+		want := content(t, w.nodes[0].shop)
+		same(t, want, w.nodes[1].shop, w.nodes[2].shop)
+		if len(w.nodes[0].shop.Names()) != 5 {
+			t.Errorf("%s", want)
+		}
+	})
+}
+
 // Local attributes are a map.
 func TestLocalModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
