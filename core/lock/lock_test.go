@@ -275,6 +275,53 @@ func TestSilentNode(t *testing.T) {
 	})
 }
 
+// A holder trusts a voter that it has heard of lately, asks again otherwise, and
+// has lost its session after a silence in which the voter may have given it away,
+// also if the voter is heard of again.
+func TestHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Config{}, nil, channel.Settings{})
+		defer func() { _ = l.Stop(context.Background()) }()
+		local, voter := channeltest.Member(1), channeltest.Member(2)
+		l.view = channel.NewView(1, local, []channel.Member{voter})
+		hold := func(number uint64) *held {
+			h := &held{l: l, key: key, until: time.Now().Add(time.Hour)}
+			h.grant(voter, time.Now(), h.until, &message{}, number)
+			return h
+		}
+		heard := func() {
+			m := message{Kind: kindKept, Number: uint64(time.Since(l.born))}
+			if err := l.handle(t.Context(), &channel.Message{From: voter}, encode(&m)); err != nil {
+				t.Error(err)
+			}
+		}
+		h := hold(1)
+		if start := time.Now(); !h.Held(t.Context()) || time.Since(start) > 0 {
+			t.Error("the voter has just granted it")
+		}
+		time.Sleep(fresh)
+		time.AfterFunc(100*time.Millisecond, heard)
+		if start := time.Now(); !h.Held(t.Context()) || time.Since(start) != 100*time.Millisecond {
+			t.Errorf("reported after %v", time.Since(start))
+		}
+		time.Sleep(fresh)
+		if h.Held(within(t, time.Millisecond)) {
+			t.Error("nobody has confirmed it")
+		}
+		if start := time.Now(); h.Held(t.Context()) || time.Since(start) > term {
+			t.Errorf("the voter is silent, reported after %v", time.Since(start))
+		}
+		heard()
+		if h.Held(t.Context()) {
+			t.Error("it may be another's")
+		}
+		if h = hold(2); !h.Held(t.Context()) {
+			t.Error("granted anew")
+		}
+		h.Break()
+	})
+}
+
 // A new voter believes what an old one says, and tells the holder.
 func TestHolds(t *testing.T) {
 	l := New(Config{}, nil, channel.Settings{})
