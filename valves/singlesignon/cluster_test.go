@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/cryptotest"
 	"testing/synctest"
 	"time"
 
@@ -35,16 +36,17 @@ type group struct {
 }
 
 // inGroup runs f with each of the managers that keep sessions on the nodes.
-func inGroup(t *testing.T, f func(g *group)) { inGroupWith(t, singlesignon.Default(), f) }
+func inGroup(t *testing.T, f func(g *group)) { inGroupWith(t, 1, singlesignon.Default(), f) }
 
-func inGroupWith(t *testing.T, c singlesignon.Config, f func(g *group)) {
+func inGroupWith(t *testing.T, seed uint64, c singlesignon.Config, f func(g *group)) {
 	for _, m := range []core.ManagerFactory{delta.Factory, backup.Factory} {
-		t.Run(m.Name, func(t *testing.T) { one(t, m, c, f) })
+		t.Run(m.Name, func(t *testing.T) { one(t, seed, m, c, f) })
 	}
 }
 
-func one(t *testing.T, m core.ManagerFactory, c singlesignon.Config, f func(g *group)) {
-	channeltest.Run(t, channeltest.SimConfig{Seed: 1, Link: channeltest.LinkPolicy{Jitter: 2 * time.Millisecond}}, func(t *testing.T, nw *channeltest.SimNet) {
+func one(t *testing.T, seed uint64, m core.ManagerFactory, c singlesignon.Config, f func(g *group)) {
+	cryptotest.SetGlobalRandom(t, seed) // ids decide on which nodes backup keeps what
+	channeltest.Run(t, channeltest.SimConfig{Seed: seed, Link: channeltest.LinkPolicy{Jitter: 2 * time.Millisecond}}, func(t *testing.T, nw *channeltest.SimNet) {
 		g := &group{t: t, Cluster: conformance.NewCluster(t, nw, 3, conformance.Parts{
 			Layers: func(s channel.Settings) (layers []channel.Layer, err error) {
 				for _, f := range []core.InterceptorFactory{dispatch.Factory, failuredetector.Factory} {
@@ -268,7 +270,7 @@ func TestWire(t *testing.T) {
 // A node that is cut off and does not know of a sign-on ends nothing: when it is
 // back, the user is signed on and has lost nothing.
 func TestCutOff(t *testing.T) {
-	one(t, backup.Factory, singlesignon.Default(), func(g *group) {
+	one(t, 1, backup.Factory, singlesignon.Default(), func(g *group) {
 		unknown := 0
 		for i := range 12 {
 			b := newBrowser(g.engines[0])
@@ -305,7 +307,7 @@ func TestCutOff(t *testing.T) {
 func TestMemberWithoutSecret(t *testing.T) {
 	c := singlesignon.Default()
 	c.Secret = secret.New("a secret that two nodes share")
-	one(t, delta.Factory, c, func(g *group) {
+	one(t, 1, delta.Factory, c, func(g *group) {
 		rogue := newEngine(g.t, singlesignon.Default(), channel.Settings{Name: "n3"}, g.Nodes[2].Table)
 		g.engines = append(g.engines, rogue)
 		b := newBrowser(rogue)
@@ -332,7 +334,7 @@ func TestGroupExpiry(t *testing.T) {
 	defer func() { life = time.Hour }()
 	c := singlesignon.Default()
 	c.MaxIdle = time.Minute
-	inGroupWith(t, c, func(g *group) {
+	inGroupWith(t, 1, c, func(g *group) {
 		b := newBrowser(g.engines[0])
 		b.want(g.t, "/a/login?user=ada", "")
 		b.want(g.t, "/a/use", "1")
@@ -360,7 +362,7 @@ func TestHistories(t *testing.T) {
 		seeds = 1
 	}
 	for seed := range seeds {
-		inGroup(t, func(g *group) {
+		inGroupWith(t, uint64(seed+1), singlesignon.Default(), func(g *group) {
 			rnd := rand.New(rand.NewPCG(uint64(seed), 1))
 			type user struct {
 				*browser
