@@ -155,7 +155,7 @@ type SessionListening struct {
 	// DefaultListenerQueue. While so many wait, whatever would make another one
 	// (a request that sets an attribute, the expiry) waits for room, up to a
 	// second; once that was in vain, nothing waits until there is room again, up
-	// to as many again are queued and further ones are not told
+	// to as many again (1,024 at least) are queued and further ones are not told
 	// (session_events_missed_total, SessionEvent.Missed).
 	Queue int
 }
@@ -163,6 +163,10 @@ type SessionListening struct {
 // DefaultListenerQueue is how many events wait for a listener at most, before
 // requests are held up.
 const DefaultListenerQueue = 16_384
+
+// listenerSlack is how many events find place beyond a small queue: those of
+// requests that have all seen room at the same time.
+const listenerSlack = 1024
 
 // listenerPatience is how long a change waits for room in a listener's queue.
 const listenerPatience = time.Second
@@ -302,7 +306,7 @@ func (s *subscription) tell(e SessionEvent) {
 		s.mu.Unlock()
 		return
 	}
-	if len(s.queue)-s.head >= 2*s.Queue {
+	if len(s.queue)-s.head >= s.Queue+max(s.Queue, listenerSlack) {
 		s.missed++
 		s.metrics.missed.Inc()
 	} else {

@@ -210,3 +210,62 @@ func BenchmarkListen(b *testing.B) {
 		})
 	}
 }
+
+// A listener that uses sessions itself, with a queue that is always full: changes,
+// expiry and its own work go on, and end.
+func TestListenerUsesSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tab := New(Config{Manager: newMemory()}, channel.Settings{})
+		_ = tab.Start(t.Context(), 7)
+		var mu sync.Mutex
+		ends := map[session.Key]int{}
+		l := core.SessionListenerFunc(func(e core.SessionEvent) {
+			switch e.Kind {
+			case core.SessionDestroyed:
+				mu.Lock()
+				ends[e.Key]++
+				mu.Unlock()
+			case core.AttributeAdded:
+				h, err := tab.Find(context.Background(), e.Key)
+				if err != nil || h == nil {
+					return
+				}
+				_ = h.Update("seen", func(old []byte) ([]byte, error) { return session.Encode(len(old)) })
+				if e.Name == "last" {
+					_ = h.Invalidate()
+				}
+				h.Release()
+			}
+		})
+		e := listenTo(t, tab, core.SessionListening{Listener: l, Queue: 1})
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				h := create(t, tab, session.NewOptions{MaxInactive: time.Duration(1+i%3) * time.Second})
+				key := h.Key()
+				_ = h.Set("x", i)
+				_ = h.Update("x", func([]byte) ([]byte, error) { return session.Encode(i) })
+				h.Release()
+				time.Sleep(time.Duration(i) * 200 * time.Millisecond)
+				if h, _ := tab.Find(context.Background(), key); h != nil {
+					_ = h.Set("last", i)
+					h.Release()
+				}
+			})
+		}
+		wg.Wait()
+		pause(2 * time.Minute)
+		if err := e.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if len(ends) != 20 {
+			t.Errorf("%d of 20 sessions have ended", len(ends))
+		}
+		for key, n := range ends {
+			if n != 1 {
+				t.Errorf("%s has ended %d times", key.ID[:4], n)
+			}
+		}
+		_ = tab.Stop(context.Background())
+	})
+}
