@@ -125,7 +125,7 @@ func (t *Table) expire(now int64) {
 			t.forgetRenewal(c.old, now)
 		}
 		for _, s := range due.sessions {
-			s.room()
+			s.room(core.SessionDestroyed)
 			switch s.look(second, now) {
 			case lookRelease:
 				idle = append(idle, s)

@@ -105,7 +105,7 @@ func (h *handle) put(name string, e session.Entry) error {
 	if err := h.checkName(name); err != nil {
 		return err
 	}
-	h.s.room()
+	h.s.room(core.AttributeEvents)
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
 	return h.putLocked(name, e)
@@ -152,7 +152,7 @@ func (h *handle) UpdateRuled(name string, change func(old session.Entry, node ui
 }
 
 func (h *handle) update(name string, change func(old session.Entry) ([]byte, error)) error {
-	h.s.room() // before the gate, which a listener may be waiting for
+	h.s.room(core.AttributeEvents) // before the gate, which a listener may be waiting for
 	h.s.mu.Lock()
 	b := h.s.use() // until updates is 0 again
 	if b.gate == nil {
@@ -244,7 +244,7 @@ func (h *handle) SetMaxInactive(d time.Duration) error {
 // Invalidate implements session.Session.
 func (h *handle) Invalidate() error {
 	s := h.s
-	s.room()
+	s.room(core.SessionDestroyed)
 	now := time.Now().UnixMilli()
 	s.mu.Lock()
 	if !s.living() {
@@ -265,7 +265,7 @@ func (h *handle) Invalidate() error {
 // Renew implements session.Session.
 func (h *handle) Renew() error {
 	s, t := h.s, h.t
-	s.room()
+	s.room(core.SessionRenewed)
 	now := time.Now().UnixMilli()
 	s.mu.Lock()
 	old := s.key

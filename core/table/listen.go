@@ -112,27 +112,27 @@ func (t *Table) watched(contextName string) *watching {
 	return (*all)[contextName]
 }
 
-// room waits until listeners have room for what is going to be done to a
-// session. No lock is held.
-func (s *live) room() {
+// room waits until listeners have room for events of these kinds, which are
+// going to be made. No lock is held.
+func (s *live) room(kinds core.SessionEventKind) {
 	if s.t.watches.Load() == nil {
 		return
 	}
 	s.mu.Lock()
 	name := s.key.Context
 	s.mu.Unlock()
-	s.t.roomFor(name)
+	s.t.roomFor(name, kinds)
 }
 
-func (t *Table) roomFor(contextName string) {
+func (t *Table) roomFor(contextName string, kinds core.SessionEventKind) {
 	c := t.watched(contextName)
 	if c == nil {
 		return
 	}
-	if w := c.latest(); w.Room != nil {
+	if w := c.latest(); w.Kinds&kinds != 0 {
 		w.Room()
 	}
-	if c.asked != 0 {
+	if c.asked&kinds != 0 {
 		t.cfg.Relay.Room(contextName)
 	}
 }

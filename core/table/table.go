@@ -278,7 +278,7 @@ func (t *Table) Create(_ context.Context, contextName string, o session.NewOptio
 	if err := t.reserve(); err != nil {
 		return nil, err
 	}
-	t.roomFor(contextName)
+	t.roomFor(contextName, core.SessionCreated)
 	now := time.Now().UnixMilli()
 	s := &live{
 		t: t, key: session.Key{Context: contextName, ID: session.NewID()},
