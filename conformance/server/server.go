@@ -182,6 +182,3 @@ func (s *Server) Restart() {
 	}
 	s.t.Fatalf("the server at %s does not start again", s.Addr)
 }
-
-// PID is the server's process.
-func (s *Server) PID() int { return s.cmd.Process.Pid }

@@ -74,19 +74,6 @@ const (
 	collSer = util + "CollSer"
 )
 
-// ListClasses are the classes of a [List].
-func ListClasses() []string {
-	return []string{ArrayList, LinkedList, ArrayDeque, Vector, Stack, ArraysList, EmptyList, ListOf}
-}
-
-// SetClasses are the classes of a [Set].
-func SetClasses() []string { return []string{HashSet, LinkedHashSet, TreeSet, EmptySet, SetOf} }
-
-// MapClasses are the classes of a [Map].
-func MapClasses() []string {
-	return []string{HashMap, LinkedHashMap, TreeMap, Hashtable, ConcurrentHashMap, EmptyMap, MapOf}
-}
-
 // classes are the descriptions that are written, those of Tomcat 10.1.60 and
 // OpenJDK 17.
 var classes = map[string]*Class{}

@@ -69,12 +69,6 @@ var (
 
 func bad(reason, text string) *Kind { return &Kind{reason, text, channel.ErrBadMessage} }
 
-// Kinds returns all offences, so that counters for them can be made ahead.
-func Kinds() []*Kind {
-	return []*Kind{ErrTruncated, ErrHeader, ErrTrailing, ErrCode, ErrHandle, ErrLoop, ErrDepth, ErrTooLarge,
-		ErrClass, ErrProxy, ErrUnsupported, ErrText, ErrShape, ErrValue}
-}
-
 // Reason returns the Reason of the [Kind] in err's chain, or "other".
 func Reason(err error) string {
 	if k, ok := errors.AsType[*Kind](err); ok {

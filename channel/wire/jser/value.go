@@ -34,7 +34,8 @@ type Array struct {
 
 // List is a java.util list.
 type List struct {
-	// Class is ArrayList if empty; else one of the names of [ListClasses].
+	// Class is ArrayList if empty; else it, LinkedList, ArrayDeque, Vector,
+	// Stack, ArraysList, EmptyList or ListOf.
 	Class string
 	Items []Value
 	// Capacity is what an ArrayList or Vector has room for; len(Items) is
@@ -49,7 +50,8 @@ type List struct {
 
 // Set is a java.util set.
 type Set struct {
-	// Class is HashSet if empty; else one of the names of [SetClasses].
+	// Class is HashSet if empty; else it, LinkedHashSet, TreeSet, EmptySet or
+	// SetOf.
 	Class string
 	Items []Value
 	// Comparator is that of a TreeSet.
@@ -64,7 +66,8 @@ type Entry struct{ Key, Value Value }
 
 // Map is a java.util map, in the order of the stream.
 type Map struct {
-	// Class is HashMap if empty; else one of the names of [MapClasses].
+	// Class is HashMap if empty; else it, LinkedHashMap, TreeMap, Hashtable,
+	// ConcurrentHashMap, EmptyMap or MapOf.
 	Class   string
 	Entries []Entry
 	// AccessOrder is that of a LinkedHashMap.

@@ -351,7 +351,7 @@ func TestSplit(t *testing.T) {
 			t.Errorf("%d conflicts listed: %+v", len(l), l)
 		}
 	})
-	if d := time.Since(began); d > 5*time.Second {
+	if d := time.Since(began); d > time.Minute { // a second, where nothing else runs
 		t.Error("took", d)
 	}
 }
