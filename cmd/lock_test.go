@@ -31,7 +31,6 @@ type lockLoad struct {
 	answered atomic.Int64
 	refused  atomic.Int64 // by a node that answers
 	longest  atomic.Int64 // ns, of the requests that were answered well
-	first    sync.Once
 }
 
 // startLockLoad starts clients; prefer says which node gets most requests.

@@ -8,6 +8,7 @@
 package history
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -120,11 +121,52 @@ var model = porcupine.Model{
 		case o.Kind == Add:
 			n, _ := strconv.Atoi(state.(string)) // nothing is 0
 			sum := strconv.Itoa(n + 1)
-			return o.Unknown || o.New == sum, sum
+			return o.New == sum || o.New == "", sum
 		}
 		return true, o.New
 	},
 	DescribeOperation: func(input, _ any) string { return input.(Op).String() },
+}
+
+// settled tells which of the Adds without an answer took effect: as many as there
+// are sums that nobody was answered, those first that were asked for first, because
+// any may take effect late, but none early. The others did not, or later than all
+// that was seen. Otherwise a checker would have to try every subset of them.
+func settled(ops []Op) (list []Op) {
+	type counter struct {
+		answered map[int]bool
+		last     int
+		unknown  []Op
+	}
+	counters := map[string]*counter{}
+	for _, o := range ops {
+		c := counters[o.Register]
+		if c == nil {
+			c = &counter{answered: map[int]bool{}}
+			counters[o.Register] = c
+		}
+		if o.Unknown {
+			if o.Kind == Add {
+				c.unknown = append(c.unknown, o)
+				continue
+			}
+		} else if n, err := strconv.Atoi(o.Old + o.New); err == nil && (o.Kind == Read || o.Kind == Add) {
+			c.last = max(c.last, n)
+			c.answered[n] = c.answered[n] || o.Kind == Add
+		}
+		list = append(list, o)
+	}
+	for _, c := range counters {
+		slices.SortStableFunc(c.unknown, func(a, b Op) int { return cmp.Compare(a.Call, b.Call) })
+		for n := 1; n <= c.last && len(c.unknown) > 0; n++ {
+			if !c.answered[n] {
+				c.unknown[0].New = strconv.Itoa(n)
+				list = append(list, c.unknown[0])
+				c.unknown = c.unknown[1:]
+			}
+		}
+	}
+	return list
 }
 
 // ErrUndecided is in the error of a history that was too long to be checked in
@@ -136,7 +178,7 @@ var ErrUndecided = fmt.Errorf("history: not decided in time")
 // to the registers for which that cannot be.
 func Check(ops []Op, within time.Duration) error {
 	var list []porcupine.Operation
-	for _, o := range ops {
+	for _, o := range settled(ops) {
 		end := int64(o.Return)
 		if o.Unknown {
 			if o.Kind == Read {

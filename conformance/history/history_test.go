@@ -1,7 +1,9 @@
 package history
 
 import (
+	"errors"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +45,9 @@ func TestCheck(t *testing.T) {
 		{"counted once", []Op{add(1, 0, 9*s, "1"), add(2, 0, 9*s, "1")}, false},
 		{"counted too late", []Op{unknown(add(1, 0, s, "")), add(2, 2*s, 3*s, "1"), read(4*s, 5*s, "2")}, true},
 		{"counted twice", []Op{unknown(add(1, 0, s, "")), add(2, 2*s, 3*s, "1"), read(4*s, 5*s, "3")}, false},
+		{"counted early", []Op{read(0, s, "1"), unknown(add(1, 2*s, 3*s, "")), add(2, 4*s, 5*s, "2")}, false},
+		{"one of two counted", []Op{unknown(add(1, 0, s, "")), unknown(add(3, 6*s, 7*s, "")), add(2, 2*s, 3*s, "2"), read(8*s, 9*s, "2")}, true},
+		{"the later one counted", []Op{unknown(add(1, 0, s, "")), add(2, 2*s, 3*s, "1"), unknown(add(3, 4*s, 5*s, "")), read(6*s, 7*s, "3")}, true},
 		{"out of nothing", []Op{read(0, s, "z")}, false},
 	} {
 		err := Check(c.ops, 10*time.Second)
@@ -52,5 +57,30 @@ func TestCheck(t *testing.T) {
 		if err != nil && !strings.Contains(err.Error(), "client") {
 			t.Errorf("%s: nothing for people: %v", c.name, err)
 		}
+	}
+}
+
+// Many requests without an answer are no trouble.
+func TestManyUnknown(t *testing.T) {
+	var ops []Op
+	at := func(i int) time.Duration { return time.Duration(i) * time.Millisecond }
+	n := 0
+	for i := range 3000 {
+		o := Op{Client: i % 7, Kind: Add, Register: "n", Call: at(i), Return: at(i + 5)}
+		if i%10 == 3 {
+			o.Unknown = true
+			n += i / 10 % 2 // every other one took effect
+		} else {
+			n++
+			o.New = strconv.Itoa(n)
+		}
+		ops = append(ops, o)
+	}
+	if err := Check(ops, time.Minute); err != nil {
+		t.Errorf("%.500v", err)
+	}
+	ops[1500].New = ops[1400].New
+	if err := Check(ops, time.Minute); err == nil || errors.Is(err, ErrUndecided) {
+		t.Errorf("one sum twice: %.200v", err)
 	}
 }
