@@ -40,7 +40,7 @@ func TestDescribeProgram(t *testing.T) {
 			}
 			start := time.Now()
 			list, err := DescribeProgram(t.Context(), path)
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > 30*time.Second { // the grandchild takes a minute
 				t.Errorf("took %v", took)
 			}
 			switch {
