@@ -598,14 +598,15 @@ func (h *held) Held(ctx context.Context) bool {
 }
 
 // kept reports whether the voters take this node for alive: all that are in the
-// view, and one at least. The others do not decide any more. recent says that
-// they have confirmed it lately. l.mu is held.
+// view, and one at least; if one is silent, another node at least. Those that are
+// not in the view do not decide any more. recent says that all have confirmed it
+// lately. l.mu is held.
 func (h *held) kept(now time.Time) (kept, recent bool) {
 	l := h.l
 	if h.gone {
 		return false, false
 	}
-	confirmed := false
+	confirmed, other, silent := false, false, false
 	recent = true
 	for _, g := range h.by {
 		until, known := l.kept[g.voter.ID]
@@ -615,11 +616,16 @@ func (h *held) kept(now time.Time) (kept, recent bool) {
 			confirmed = true
 		case !there || !known: // or it has just become a voter
 		case now.Before(until):
-			confirmed = true
+			confirmed, other = true, true
 			recent = recent && now.Before(until.Add(fresh-term))
 		default:
-			return false, false
+			silent = true
 		}
+	}
+	if silent {
+		// Either it leaves the view, and the other voter has kept the session all
+		// the time; or it is heard again, and the session is gone.
+		return other, false
 	}
 	return confirmed, recent
 }
