@@ -29,7 +29,7 @@ type lockLoad struct {
 	stop     atomic.Bool
 	wg       sync.WaitGroup
 	answered atomic.Int64
-	refused  atomic.Int64 // by a node that answers
+	refused  atomic.Int64 // with an answer
 	longest  atomic.Int64 // ns, of the requests that were answered well
 }
 
@@ -116,7 +116,7 @@ func (l *lockLoad) end(frozen int64) {
 	l.stop.Store(true)
 	l.wg.Wait()
 	ops := l.rec.Ops()
-	l.t.Logf("%d requests, %d answered, %d refused by living nodes; the longest took %v", len(ops), l.answered.Load(), l.refused.Load(),
+	l.t.Logf("%d requests, %d answered, %d refused; the longest took %v", len(ops), l.answered.Load(), l.refused.Load(),
 		time.Duration(l.longest.Load()).Round(time.Millisecond))
 	if *strict && l.refused.Load() > frozen {
 		l.t.Errorf("%d requests were refused, %d of them by a node that was frozen at most", l.refused.Load(), frozen)
