@@ -118,7 +118,7 @@ func TestErrorsKeepTheirIdentity(t *testing.T) {
 	}
 }
 
-var forward = core.Forward{Wait: time.Second, Parcels: []core.Parcel{{To: members[:2], Body: []byte("one")}, {To: members[2:], Body: []byte{}}}}
+var forward = core.Forward{Wait: time.Second, Parcels: []core.Parcel{{To: members[:2], Body: []byte("one")}, {To: members[2:], Body: []byte{}, Batch: true}}}
 
 func TestForwardRoundTrip(t *testing.T) {
 	for _, in := range []core.Forward{{}, {Wait: time.Hour}, forward} {

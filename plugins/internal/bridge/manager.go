@@ -214,6 +214,11 @@ func appendForward(b []byte, fw core.Forward) []byte {
 	b = binary.AppendVarint(b, int64(fw.Wait))
 	for _, p := range fw.Parcels {
 		b = appendMembers(b, p.To)
+		batch := byte(0)
+		if p.Batch {
+			batch = 1
+		}
+		b = append(b, batch)
 		b = binary.AppendUvarint(b, uint64(len(p.Body)))
 		b = append(b, p.Body...)
 	}
@@ -223,7 +228,7 @@ func appendForward(b []byte, fw core.Forward) []byte {
 func (d *decoder) forward() core.Forward {
 	fw := core.Forward{Wait: time.Duration(d.varint("time to wait"))}
 	for len(d.b) > 0 {
-		p := core.Parcel{To: d.members()}
+		p := core.Parcel{To: d.members(), Batch: d.byte("flag") != 0}
 		n := d.uvarint("length of a message")
 		if n > uint64(len(d.b)) {
 			d.fail("length of a message")

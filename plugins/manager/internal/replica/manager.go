@@ -276,8 +276,7 @@ func (m *Manager) Forward(_ context.Context, batch []byte, level core.Level) (co
 		return fw, err
 	}
 	if to := m.targets(); len(to) > 0 {
-		body := append(appendHeader(make([]byte, 0, len(batch)+headerSize), kindDelta, 0), batch...)
-		fw.Parcels = []core.Parcel{{To: to, Body: body}}
+		fw.Parcels = []core.Parcel{{To: to, Body: appendHeader(nil, kindDelta, 0), Batch: true}}
 	}
 	return fw, nil
 }
