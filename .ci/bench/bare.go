@@ -18,7 +18,7 @@ func serveBare(addr string) error {
 // bareParts compares with a net/http server that has no sessions.
 func bareParts() {
 	needWrk()
-	fmt.Println("bare: beside a net/http server without sessions, in turn")
+	fmt.Println("bare: beside a net/http server without sessions, which gets the same requests, cookies included, in turn")
 	self, err := os.Executable()
 	check(err)
 	bare := freeAddr()
@@ -35,7 +35,7 @@ func bareParts() {
 		var ours, theirs []result
 		var ratios []float64
 		for range *rounds {
-			b := wrk(bare, "/plain", none, *duration)
+			b := wrk(bare, "/plain", jar, *duration)
 			l := wrk(addr, path, jar, *duration)
 			ours, theirs, ratios = append(ours, l), append(theirs, b), append(ratios, l.rate/b.rate)
 		}
