@@ -6,7 +6,7 @@
 //	Find ─► live session ◄── Update (changes by other nodes)
 //	            │ pending change, one record per session
 //	            ▼ Commit, Release
-//	        flusher per level ──► Manager.Commit(batch), two batches in flight
+//	        flusher per level ──► Manager.Commit(batch), one in flight
 //
 // Locks: a shard's lock may be held when a session's is taken, and a session's
 // when a flusher's is taken; never the other way round, and none across a call
