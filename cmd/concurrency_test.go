@@ -20,6 +20,9 @@ import (
 // testPath is where nodes serve testApp.
 const testPath = "/t"
 
+// testAppEnv lets nodes serve testApp.
+const testAppEnv = "LONGHOUSE_TEST_APP"
+
 // testApp is an application whose sessions clients of all nodes change at once.
 //
 //	/new               makes a session
@@ -82,6 +85,7 @@ func concurrent(t *testing.T, f func(t *testing.T, nodes []*node, locked bool)) 
 	for _, manager := range append(managersUnderTest(), "file") {
 		for _, locked := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/lock=%t", manager, locked), func(t *testing.T) {
+				t.Setenv(testAppEnv, "1")
 				g := newGroup(t)
 				args := []string{"--set", "cluster.send=sync", "--set", "cluster.manager.use=" + manager}
 				where := "engine.hosts[0].contexts[1]" // after the demo's

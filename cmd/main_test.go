@@ -30,7 +30,10 @@ var (
 // it with a sub-command, and nodes start their plugins by running themselves.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && slices.Contains([]string{"run", "demo", "plugin", "bench"}, os.Args[1]) {
-		apps := []Option{App(testPath, http.HandlerFunc(testApp))}
+		var apps []Option // without any, hosts serve the demo
+		if os.Getenv(testAppEnv) != "" {
+			apps = append(apps, App(testPath, http.HandlerFunc(testApp)))
+		}
 		if file := os.Getenv(holdEnv); file != "" {
 			apps = append(apps, App("/hold", holdApp(file)))
 		}
