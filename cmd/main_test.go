@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	runs     = flag.Int("runs", 3, "how often a node is killed in the failover tests")
+	runs     = flag.Int("runs", 2, "how often a node is killed in the failover tests")
 	managers = flag.String("manager", "delta,backup", "which managers the failover tests run with, separated by commas")
 	strict   = flag.Bool("strict", false, "hold the failover tests to the times of an idle machine")
 	dice     = flag.Uint64("seed", 1, "decides which node is killed when")

@@ -117,6 +117,7 @@ func TestSplit(t *testing.T) {
 }
 
 func splitNodes(t *testing.T, manager string) {
+	t.Setenv(testAppEnv, "1")
 	g := newGroup(t)
 	var net *twoNets
 	net, g.place = newTwoNets(t, 5, 2)
