@@ -90,18 +90,7 @@ func (w *world) alive() (all []*one) {
 
 // split cuts the network and the views.
 func (w *world) split(groups ...[]*one) {
-	var ips [][]string
-	var nodes [][]*grouptest.Node
-	for _, g := range groups {
-		var a []string
-		var b []*grouptest.Node
-		for _, o := range g {
-			a, b = append(a, o.Sim.IP()), append(b, o.Node)
-		}
-		ips, nodes = append(ips, a), append(nodes, b)
-	}
-	w.nw.Partition(ips...)
-	w.book.Split(nodes...)
+	grouptest.Partition(w.nw, w.book, groups...)
 	synctest.Wait()
 }
 

@@ -204,18 +204,7 @@ func (n *node) kill() {
 }
 
 func (w *world) split(groups ...[]*node) {
-	var ips [][]string
-	var nodes [][]*grouptest.Node
-	for _, g := range groups {
-		var a []string
-		var b []*grouptest.Node
-		for _, n := range g {
-			a, b = append(a, n.Sim.IP()), append(b, n.Node)
-		}
-		ips, nodes = append(ips, a), append(nodes, b)
-	}
-	w.nw.Partition(ips...)
-	w.book.Split(nodes...)
+	grouptest.Partition(w.nw, w.book, groups...)
 }
 
 func (w *world) heal() {

@@ -229,6 +229,26 @@ func (b *Book) Split(groups ...[]*Node) {
 	}
 }
 
+// Self returns n, for Partition.
+func (n *Node) Self() *Node { return n }
+
+// Partition splits the network and the views alike. The groups are of nodes, or of
+// what a test makes of them by embedding.
+func Partition[N interface{ Self() *Node }](nw *channeltest.SimNet, b *Book, groups ...[]N) {
+	var ips [][]string
+	var nodes [][]*Node
+	for _, g := range groups {
+		var at []string
+		var in []*Node
+		for _, n := range g {
+			at, in = append(at, n.Self().Sim.IP()), append(in, n.Self())
+		}
+		ips, nodes = append(ips, at), append(nodes, in)
+	}
+	nw.Partition(ips...)
+	b.Split(nodes...)
+}
+
 // Heal lets everybody see everybody.
 func (b *Book) Heal() {
 	b.mu.Lock()
